@@ -1,0 +1,98 @@
+# Every target makes the virtual environment it needs; run `make` to see them.
+#
+#   make test                      with python3
+#   make test PYTHON=python3.12    with another Python (3.11 or newer), when .venv is first made
+#   make test WORKERS=8            with more test processes
+
+PYTHON  ?= python3
+WORKERS ?= 2
+
+PY     := .venv/bin/python
+PIP    := $(PY) -m pip --quiet --disable-pip-version-check --no-input
+PYTEST := $(PY) -m pytest
+
+# What is installed is remembered in stamp files, so that installing happens once, and again
+# when pyproject.toml changes.
+PLOT  := .venv/.installed-plot
+DEV   := .venv/.installed-dev
+CUDA  := .venv/.installed-cuda-test
+PEERS := .venv/.installed-peers
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-cuda test-peers notebooks lint format clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(PLOT) ## train LeNet on the digits that come with numbagrad; results go to runs/demo/
+	$(PY) -m numbagrad demo
+
+test: $(DEV) ## CPU tests, the kernels without JIT, a smoke test of the CUDA simulator
+	$(PYTEST) -n $(WORKERS) tests numbagrad
+	NUMBA_DISABLE_JIT=1 $(PYTEST) -n $(WORKERS) tests/nojit
+ifeq ($(shell uname -s),Darwin)
+	@echo "No CUDA simulator on macOS: its smoke test is left out."
+else
+	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -m smoke tests/cuda/sim
+endif
+
+test-cuda: $(CUDA) ## CUDA tests without a GPU: the simulator, then every kernel compiled offline
+	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -n $(WORKERS) tests/cuda/sim
+	$(PYTEST) -n $(WORKERS) tests/cuda/offline
+
+test-peers: $(PEERS) ## the same numbers as PyTorch
+	@$(PY) -c 'import torch; print("PyTorch", torch.__version__)'
+	$(PYTEST) tests/peers
+
+notebooks: $(DEV) ## execute every notebook; the files stay as they are
+	$(PYTEST) --nbmake --nbmake-timeout=600 notebooks/*.ipynb
+
+lint: $(DEV) ## code style, formatting, and the floors
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports --no-logo
+
+format: $(DEV) ## format the code and mend what ruff can mend
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove caches and build outputs (keeps .venv and runs)
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find numbagrad tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+		-prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	rm -rf .venv
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "numbagrad needs Python 3.11 or newer. Choose one: make PYTHON=python3.12 ..." >&2; \
+		exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear .venv || { \
+		rm -rf .venv; \
+		echo "Could not make .venv: this Python has no working venv module (on Debian and" \
+			"Ubuntu: install python3-venv)." >&2; \
+		exit 1; }
+
+define install
+	@echo "Installing numbagrad[$(1)] into .venv; the first time this takes a few minutes"
+	@$(PIP) install --editable '.[$(1)]'
+	@touch $@
+endef
+
+# dev holds plot, so a demo after a test installs nothing.
+$(PLOT): pyproject.toml | $(PY)
+	$(call install,plot)
+
+$(DEV): pyproject.toml | $(PY)
+	$(call install,dev)
+	@touch $(PLOT)
+
+$(CUDA): pyproject.toml $(DEV) | $(PY)
+	$(call install,dev$(comma)cuda-test)
+
+$(PEERS): pyproject.toml $(DEV) | $(PY)
+	$(call install,dev$(comma)peers)
+
+comma := ,

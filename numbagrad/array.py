@@ -1,0 +1,331 @@
+"""`Array`: a value on a device. The data only; operators come from ``ops``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import device as devices
+from .errors import DeviceError, DTypeError, TraceError
+
+#: The dtypes that arrays can have. Anything else is refused by name.
+DTYPES = tuple(
+    np.dtype(name)
+    for name in ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32", "bool")
+)
+FLOATS = (np.dtype("float32"), np.dtype("float64"))
+
+
+class Spec(NamedTuple):
+    """What is known of an array before it exists."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    device: str = "cpu"
+
+    @property
+    def size(self) -> int:
+        return size_of(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+def size_of(shape: tuple[int, ...]) -> int:
+    """Return the number of elements of a shape."""
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size
+
+
+class Symbol:
+    """Stands in an `Array` for data that a traced function has yet to compute."""
+
+    __slots__ = ("index", "where")
+
+    def __init__(self, index: int, where: str):
+        self.index, self.where = index, where
+
+
+class Array:
+    """An n-dimensional value: a contiguous buffer with a shape, a dtype and a device.
+
+    Arrays are values. Ops give new ones and never change their inputs; ``x[i] = v`` gives the
+    object ``x`` a new value and leaves every other object alone. Make one with
+    ``numbagrad.asarray``.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    requires_grad : bool
+        Whether ops on this array are recorded for differentiation.
+    grad : Array or None
+        What ``backward()`` added up for this array.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_data",
+        "_node",
+        "device",
+        "dtype",
+        "grad",
+        "requires_grad",
+        "shape",
+    )
+    __array_priority__ = 1000  # NumPy's operators leave mixed expressions to ours
+    __array_ufunc__ = None
+
+    def __init__(self, data: Any, shape: tuple[int, ...], dtype: np.dtype, device: str):
+        self._data = data
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
+        self.requires_grad = False
+        self.grad: Array | None = None
+        self._node = None
+
+    # ------------------------------------------------------------- what it is
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return size_of(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the elements take."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def spec(self) -> Spec:
+        """Shape, dtype and device."""
+        return Spec(self.shape, self.dtype, self.device)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a 0-d array")
+        return self.shape[0]
+
+    # --------------------------------------------------------------- exchange
+
+    def _host(self) -> np.ndarray:
+        """Return the values as a NumPy array that must not be written to."""
+        if isinstance(self._data, Symbol):
+            raise TraceError(
+                "a traced function needs the value of an array that is only computed when the "
+                f"trace is replayed (made by {self._data.where}). Return the array and look at it "
+                "outside, or choose between values with ng.where."
+            )
+        return devices.backend(self.device).to_host(self._data)
+
+    def numpy(self) -> np.ndarray:
+        """Return the values as a new NumPy array, copied from the device."""
+        return np.array(self._host(), copy=True)
+
+    def item(self) -> float | int | bool:
+        """Return the one element as a Python number.
+
+        Raises
+        ------
+        ValueError
+            If there is not exactly one element.
+        """
+        if self.size != 1:
+            raise ValueError(f"item() needs exactly one element, got shape {self.shape}")
+        return self._host().reshape(-1)[0].item()
+
+    def tolist(self) -> Any:
+        """Return the values as nested lists of Python numbers."""
+        return self._host().tolist()
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if self.device != "cpu":
+            raise DeviceError(
+                f"NumPy cannot read an array on {self.device!r}; copy it first: x.numpy()"
+            )
+        host = self._host()
+        if dtype is not None and np.dtype(dtype) != host.dtype:
+            if copy is False:
+                raise ValueError(f"a view of {self.dtype} cannot become {np.dtype(dtype)}")
+            return host.astype(dtype)
+        if copy:
+            return host.copy()
+        view = host.view()
+        view.flags.writeable = False
+        return view
+
+    def __dlpack__(self, **options):
+        return self.__array__(copy=True).__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._host().__dlpack_device__()
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(
+                f"an array of shape {self.shape} has no single truth value; "
+                "compare one element, or use ng.where"
+            )
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"only integer arrays can be an index, got {self.dtype}")
+        return int(self.item())
+
+    def __reduce__(self):
+        return _unpickle, (self.numpy(), self.device, self.requires_grad)
+
+    def __copy__(self):
+        return _unpickle(self._host(), self.device, self.requires_grad)
+
+    def __deepcopy__(self, memo):
+        return self.__copy__()
+
+    # ------------------------------------------------------------------ looks
+
+    def __repr__(self) -> str:
+        return f"Array({self._body()}{self._details()})"
+
+    def _body(self) -> str:
+        if isinstance(self._data, Symbol):
+            return f"traced, shape={self.shape}"
+        text = np.array2string(self._host(), separator=", ", prefix="Array(", threshold=100)
+        return text
+
+    def _details(self) -> str:
+        details = f", dtype={self.dtype}"
+        if self.device != "cpu":
+            details += f", device={self.device!r}"
+        if self.requires_grad:
+            details += ", requires_grad=True"
+        return details
+
+    def _repr_html_(self) -> str:
+        head = f"<b>Array</b> {self.shape} {self.dtype} on {self.device}"
+        return f"<div>{head}<pre>{self._body()}</pre></div>"
+
+
+def _unpickle(value: np.ndarray, device: str, requires_grad: bool) -> Array:
+    array = from_host(value, device)
+    array.requires_grad = requires_grad
+    return array
+
+
+class State(Array):
+    """An array that is changed in place, through `assign` alone: weights, moments, counters.
+
+    Its buffer is its own and stays at one address, so that a traced or compiled step can read and
+    write it. `version` counts the changes: a gradient that needs an old value can tell.
+    """
+
+    __slots__ = ("version",)
+
+    def __init__(self, data, shape, dtype, device):
+        super().__init__(data, shape, dtype, device)
+        self.version = 0
+
+    def __array__(self, dtype=None, copy=None):
+        return super().__array__(dtype, copy=True)  # a view would change under its holder
+
+
+def from_host(value: np.ndarray, device: str) -> Array:
+    """Copy a NumPy array to a device."""
+    value = np.asarray(value)
+    dtype = value.dtype.newbyteorder("=")
+    if dtype not in DTYPES:
+        names = ", ".join(str(known) for known in DTYPES)
+        raise DTypeError(f"dtype {value.dtype} is not supported; convert to one of: {names}")
+    data = devices.backend(device).from_host(value.astype(dtype, copy=False))
+    return Array(data, value.shape, dtype, device)
+
+
+def require_same_device(op: str, arrays: tuple[Array | Spec, ...]) -> str:
+    """Return the device that all arrays share.
+
+    Raises
+    ------
+    DeviceError
+        If they live on different ones; the message names both.
+    """
+    device = arrays[0].device
+    for other in arrays[1:]:
+        if other.device != device:
+            raise DeviceError(
+                f"{op}: arrays on different devices, {device!r} and {other.device!r}; nothing "
+                f"moves by itself, call x.to({device!r}) or x.to({other.device!r})"
+            )
+    return device
+
+
+def asarray(
+    x: Any, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False
+) -> Array:
+    """Make an array from numbers, nested lists, a NumPy array or another array.
+
+    Parameters
+    ----------
+    x
+        The values. They are copied.
+    dtype
+        The dtype wanted. By default Python floats become float32 and NumPy arrays keep theirs.
+    device
+        ``"cpu"``, ``"cuda"`` or ``"auto"``; by default the CPU, or where ``x`` lives.
+    requires_grad
+        Record ops on the array for differentiation; floats only.
+
+    Returns
+    -------
+    Array
+
+    Raises
+    ------
+    DTypeError
+        If the dtype is not supported, or ``requires_grad`` is asked of integers.
+    DeviceError
+        If the device cannot be used, or ``x`` lives on another one.
+
+    Examples
+    --------
+    >>> asarray([1.0, 2.0])
+    Array([1., 2.], dtype=float32)
+    """
+    if isinstance(x, Array):
+        if device is not None and devices.resolve(device) != x.device:
+            raise DeviceError(
+                f"asarray: the array is on {x.device!r}; nothing moves by itself, call "
+                f"x.to({device!r})"
+            )
+        array = x.astype(x.dtype if dtype is None else dtype)
+        if requires_grad and not array.requires_grad:
+            array = Array(array._data, array.shape, array.dtype, array.device)
+    else:
+        host = np.asarray(x)
+        if dtype is not None:
+            host = host.astype(dtype)
+        elif host.dtype == np.float64 and not isinstance(x, (np.ndarray, np.generic)):
+            host = host.astype(np.float32)  # Python floats: float32 is the default
+        array = from_host(host, devices.resolve(device))
+    if requires_grad:
+        if array.dtype not in FLOATS:
+            raise DTypeError(f"asarray: only floats have gradients, got dtype {array.dtype}")
+        array.requires_grad = True
+    return array

@@ -1,0 +1,579 @@
+"""The one place that touches the CUDA target: launches, memory, and compiling without a GPU.
+
+Import it only once somebody asks for CUDA: it loads numba-cuda, or numba-cuda's simulator when
+``NUMBA_ENABLE_CUDASIM=1``. Porting numbagrad to another CUDA compiler means changing this file.
+
+Scalar math in kernels
+----------------------
+On a GPU plain ``math.exp(x)`` of a float32 stays float32 (``expf``), and so do the others named
+below; only the library code of ``sin``, ``cos`` and ``tan`` reduces huge angles in float64. The
+simulator is the reason for a shim: there ``math.exp`` gives a Python float, that is float64, and
+``math.log(0)`` or ``math.exp(1000)`` *raise* where a GPU gives ``-inf`` or ``inf``. So kernels
+import ``exp``, ``log``, ... from here: ``math``'s functions on a GPU, NumPy's in the simulator.
+A constant takes its type from an array, ``x.dtype.type(0.1)``, or, in a device function, from a
+number, ``type(a)(0.1)``.
+
+The high and low word of a 32-bit product need no helper: ``np.uint64(a) * np.uint64(b)`` and a
+shift are exact on both (a GPU compiles them to one ``mul.wide.u32``). Write sums that wrap as
+``np.uint32(a + b)``: a GPU adds two uint32 in 64 bits, the simulator in 32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from .errors import DeviceError
+
+_INSTALL = 'pip install "numbagrad[cuda]"'
+
+if importlib.util.find_spec("numba_cuda") is None:
+    # Without this check `from numba import cuda` finds the deprecated target that Numba ships.
+    raise DeviceError(f"CUDA needs the package numba-cuda: {_INSTALL}")
+
+if not hasattr(np, "row_stack"):  # numba-cuda asks for it at its first compile; NumPy 2.5 lacks it
+    np.row_stack = np.vstack
+
+try:
+    import numba_cuda
+    from numba import config, cuda
+    from numba.cuda import types
+    from numba.cuda.core.errors import NumbaPerformanceWarning
+    from numba.cuda.np.numpy_support import from_dtype
+    from numba.cuda.simulator import kernel as simulator
+    from numba.cuda.typing.typeof import typeof
+except ImportError as error:
+    raise DeviceError(f"numba-cuda does not load ({error}). Repair it: {_INSTALL}") from error
+
+SIMULATOR: bool = bool(config.ENABLE_CUDASIM)
+
+if not SIMULATOR:
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
+# Compile-time constants inside kernels; small in the simulator, which runs a GPU thread in Python.
+BLOCK: int = 8 if SIMULATOR else 256  # threads per block of an elementwise launch
+TILE: int = 4 if SIMULATOR else 16  # edge of a tile in shared memory
+
+Kernel = Any  # what @cuda.jit makes of a function
+Stream = Any  # a numba.cuda stream, or 0 for the default one
+DeviceArray = Any  # numba.cuda's DeviceNDArray, or the simulator's stand-in for it
+Grid = int | tuple[int, ...]  # blocks in a grid, or threads in a block
+
+# ---------------------------------------------------------------------------------------------
+# Scalar math for kernels
+# ---------------------------------------------------------------------------------------------
+
+if SIMULATOR:
+    exp, exp2, expm1 = np.exp, np.exp2, np.expm1
+    log, log2, log10, log1p = np.log, np.log2, np.log10, np.log1p
+    sqrt, pow, hypot = np.sqrt, np.power, np.hypot
+    sin, cos, tan = np.sin, np.cos, np.tan
+    asin, acos, atan, atan2 = np.arcsin, np.arccos, np.arctan, np.arctan2
+    sinh, cosh, tanh = np.sinh, np.cosh, np.tanh
+    asinh, acosh, atanh = np.arcsinh, np.arccosh, np.arctanh
+    floor, ceil, trunc, fabs = np.floor, np.ceil, np.trunc, np.abs
+    copysign, fmod = np.copysign, np.fmod
+    isnan, isinf, isfinite = np.isnan, np.isinf, np.isfinite
+
+    def erf(x):
+        return type(x)(math.erf(x))
+
+    def erfc(x):
+        return type(x)(math.erfc(x))
+else:
+    from math import (  # noqa: F401
+        acos,
+        acosh,
+        asin,
+        asinh,
+        atan,
+        atan2,
+        atanh,
+        ceil,
+        copysign,
+        cos,
+        cosh,
+        erf,
+        erfc,
+        exp,
+        exp2,
+        expm1,
+        fabs,
+        floor,
+        fmod,
+        hypot,
+        isfinite,
+        isinf,
+        isnan,
+        log,
+        log1p,
+        log2,
+        log10,
+        pow,
+        sin,
+        sinh,
+        sqrt,
+        tan,
+        tanh,
+        trunc,
+    )
+
+# ---------------------------------------------------------------------------------------------
+# Launching
+# ---------------------------------------------------------------------------------------------
+
+_recorder: ContextVar[set | None] = ContextVar("recorder", default=None)
+_one_at_a_time = threading.Lock()  # for what is global in numba-cuda or in `warnings`
+
+
+def launch(kernel: Kernel, grid: Grid, block: Grid, stream: Stream, *args: Any) -> None:
+    """Start a kernel; the only way in which launchers do.
+
+    Nothing is launched for an empty grid, and inside `record_launches` the launch is only noted.
+
+    Parameters
+    ----------
+    kernel : function decorated with ``@cuda.jit``
+    grid, block : int or tuple of int
+        Blocks in the grid, and threads in a block.
+    stream : stream, or 0
+    *args : device arrays, NumPy scalars, ints, bools, or tuples of these
+        A Python float is an error, since it would bring float64 into a float32 kernel: pass
+        ``x.dtype.type(value)``.
+    """
+    if 0 in (grid if isinstance(grid, tuple) else (grid,)):
+        return
+    recorded = _recorder.get()
+    if recorded is not None:
+        recorded.add((kernel, _signature(kernel, args)))
+    elif SIMULATOR:
+        _signature(kernel, args)  # the simulator takes anything; a GPU does not
+        _simulate(kernel, grid, block, args)
+    else:
+        _configured(kernel, grid, block, stream)(*args)
+
+
+@contextmanager
+def record_launches() -> Iterator[set[tuple[Kernel, tuple[types.Type, ...]]]]:
+    """Collect the kernels that would be launched, with the Numba types of their arguments.
+
+    Launchers are called as always, but with NumPy arrays in place of device arrays; what was
+    collected is what `compile_offline` takes.
+
+    Examples
+    --------
+    >>> with record_launches() as launches:            # doctest: +SKIP
+    ...     kernels_cuda.relu_forward(x, out, stream=0)
+    >>> [compile_offline(kernel, signature) for kernel, signature in launches]  # doctest: +SKIP
+    """
+    launches: set = set()
+    token = _recorder.set(launches)
+    try:
+        yield launches
+    finally:
+        _recorder.reset(token)
+
+
+def _signature(kernel: Kernel, args: tuple) -> tuple[types.Type, ...]:
+    """Return the Numba types that a launch with these arguments compiles for."""
+    signature = []
+    for position, value in enumerate(args):
+        try:
+            signature.append(_type_of(value))
+        except TypeError as error:
+            raise TypeError(f"{kernel.__name__}: argument {position} is {error}") from None
+    return tuple(signature)
+
+
+def _type_of(value: Any) -> types.Type:
+    if isinstance(value, np.ndarray):
+        return types.Array(from_dtype(value.dtype), value.ndim, "C", aligned=True)
+    if isinstance(value, tuple):
+        return types.BaseTuple.from_types([_type_of(element) for element in value])
+    if isinstance(value, (bool, int, np.generic)):
+        return typeof(value)
+    if hasattr(value, "_numba_type_"):  # a device array
+        return value._numba_type_
+    if isinstance(value, float):
+        raise TypeError("a Python float, so float64: pass x.dtype.type(value)")
+    raise TypeError(f"of type {type(value).__name__}: pass arrays, numbers, or tuples of numbers")
+
+
+@lru_cache(maxsize=4096)
+def _configured(kernel: Kernel, grid: Grid, block: Grid, stream: Stream) -> Callable:
+    """Hold the configured kernel; numba-cuda itself remembers 128 for all kernels together."""
+    with _one_at_a_time, warnings.catch_warnings():
+        # A grid under 128 blocks is nothing to warn about: small networks are our business.
+        warnings.simplefilter("ignore", NumbaPerformanceWarning)
+        return kernel[grid, block, stream]
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+# ---------------------------------------------------------------------------------------------
+# The simulator, sped up
+# ---------------------------------------------------------------------------------------------
+
+
+def _simulate(kernel: Kernel, grid: Grid, block: Grid, args: tuple) -> None:
+    with (
+        _one_at_a_time,
+        _replaced(simulator, "BlockManager", _SimulatedBlock),
+        warnings.catch_warnings(),
+    ):
+        # NumPy's scalars warn of what a GPU does silently: 1 / 0, exp(1000), sums that wrap.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        kernel[grid, block](*args)
+
+
+class _SimulatedBlock:
+    """One block of simulated threads.
+
+    Takes the place of numba-cuda's `BlockManager`, which starts a Python thread for each GPU
+    thread and polls them. Here threads run one after the other when no barrier is in sight
+    (about 100 times as fast, and a debugger can step through them), else on a pool of threads.
+    """
+
+    def __init__(self, function: Callable, grid_dim: tuple, block_dim: tuple, debug: bool):
+        self.function = function
+        self.block_dim = block_dim
+        self.block_state = np.zeros(block_dim, np.bool_)  # for syncthreads_count, _and, _or
+        self.condition = threading.Condition()
+        self.running = math.prod(block_dim)
+        self.waiting = 0
+        self.barriers_passed = 0
+        self.together = _has_barrier(function)
+
+    def run(self, block_index: tuple, *args: Any) -> None:
+        """Run all threads of the block, and raise the first error in the order of threads."""
+        threads = np.ndindex(*self.block_dim)
+        if self.together:
+            jobs = [_pool().submit(self.run_thread, block_index, i, args) for i in threads]
+            wait(jobs)  # none may still run when an error ends the launch
+            for job in jobs:
+                job.result()
+        else:
+            for thread_index in threads:
+                self.run_thread(block_index, thread_index, args)
+
+    def run_thread(self, block_index: tuple, thread_index: tuple, args: tuple) -> None:
+        """Run one GPU thread on the current Python thread, where the simulator looks it up."""
+        x, y, z = thread_index
+        thread = threading.current_thread()
+        thread.blockIdx = simulator.Dim3(*block_index)
+        thread.threadIdx = simulator.Dim3(x, y, z)
+        thread.thread_id = x + self.block_dim[0] * (y + self.block_dim[1] * z)
+        thread._manager = self
+        thread.syncthreads = self.wait_for_block
+        for name in ("syncthreads_count", "syncthreads_and", "syncthreads_or"):
+            setattr(thread, name, MethodType(getattr(simulator.BlockThread, name), thread))
+        try:
+            self.function(*args)
+        except Exception as error:
+            error.add_note(f"in thread {thread_index} of block {block_index}")
+            raise
+        finally:
+            with self.condition:
+                self.running -= 1
+                self.open_barrier_if_all_wait()
+
+    def wait_for_block(self) -> None:
+        """Wait at a barrier for all threads that have not returned."""
+        if not self.together:
+            raise RuntimeError("call a device function that has a barrier by its bare name")
+        with self.condition:
+            barrier = self.barriers_passed
+            self.waiting += 1
+            self.open_barrier_if_all_wait()
+            self.condition.wait_for(lambda: self.barriers_passed > barrier)
+
+    def open_barrier_if_all_wait(self) -> None:
+        if self.waiting == self.running:
+            self.waiting = 0
+            self.barriers_passed += 1
+            self.condition.notify_all()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1024)  # the largest block; threads start when needed
+
+
+@cache
+def _has_barrier(function: Callable) -> bool:
+    """Say whether a kernel, or a device function that it calls by name, waits for other threads."""
+    if any("sync" in name for name in function.__code__.co_names):
+        return True
+    named = inspect.getclosurevars(function)
+    callees = [*named.globals.values(), *named.nonlocals.values()]
+    return any(_has_barrier(f.fn) for f in callees if isinstance(f, simulator.FakeCUDAKernel))
+
+
+# ---------------------------------------------------------------------------------------------
+# Compiling without a GPU
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What the compiler says about one kernel.
+
+    Attributes
+    ----------
+    name : str
+    arch : str
+        Such as ``"sm_90"``.
+    registers : int
+        Per thread. A block of n threads starts only if ``n * registers <= 65536``.
+    spill_stores, spill_loads : int
+        Bytes per thread moved because registers ran out; a good kernel has none.
+    shared_bytes : int
+        Shared memory per block.
+    float64_instructions : int
+        float64 arithmetic, comparisons and conversions in the PTX; loads, stores and moves of
+        float64 are not counted. A float32 kernel should have none.
+    local_bytes : int
+        Stack of a thread: spills, and local arrays that did not fit in registers.
+    ptx : str
+    cubin : bytes
+    """
+
+    name: str
+    arch: str
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    shared_bytes: int
+    float64_instructions: int
+    local_bytes: int
+    ptx: str = field(repr=False)
+    cubin: bytes = field(repr=False)
+
+
+_FLOAT64_INSTRUCTION = re.compile(
+    r"^\s*(?:@!?%p\d+\s+)?(?!ld\b|st\b|mov\b)[a-z][\w.]*\.f64\b", re.M
+)
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+
+
+def compile_offline(
+    kernel: Kernel, signature: tuple[types.Type, ...], cc: tuple[int, int] = (9, 0)
+) -> CompileReport:
+    """Compile a kernel to machine code without a GPU, as a launch would (with link-time inlining).
+
+    Parameters
+    ----------
+    kernel : function decorated with ``@cuda.jit``
+    signature : tuple of Numba types
+        As `record_launches` collects them.
+    cc : (int, int)
+        Compute capability: ``(8, 0)`` is an A100, ``(9, 0)`` an H100.
+    """
+    if SIMULATOR:
+        raise DeviceError("the simulator cannot compile: unset NUMBA_ENABLE_CUDASIM")
+    arch = f"sm_{cc[0]}{cc[1]}"
+    try:
+        ptx, cubin, log = _compile_and_link(kernel, signature, cc, arch)
+    except Exception as error:
+        received = ", ".join(map(str, signature))
+        raise DeviceError(
+            f"kernel {kernel.__name__} does not compile for {arch} with ({received}): {error}"
+        ) from error
+    # One line for each function that is left after inlining.
+    frames = [map(int, frame) for frame in _STACK.findall(log)]
+    stack, spill_stores, spill_loads = map(sum, zip(*frames))
+    shared = re.search(r"(\d+) bytes smem", log)
+    return CompileReport(
+        name=kernel.__name__,
+        arch=arch,
+        registers=int(re.search(r"Used (\d+) registers", log)[1]),
+        spill_stores=spill_stores,
+        spill_loads=spill_loads,
+        shared_bytes=int(shared[1]) if shared else 0,
+        float64_instructions=len(_FLOAT64_INSTRUCTION.findall(ptx)),
+        local_bytes=stack,
+        ptx=ptx,
+        cubin=cubin,
+    )
+
+
+def _compile_and_link(
+    kernel: Kernel, signature: tuple, cc: tuple[int, int], arch: str
+) -> tuple[str, bytes, str]:
+    """Return PTX, cubin and ptxas's log."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+    from numba.cuda import dispatcher
+    from numba.cuda.core.compiler_lock import global_compiler_lock
+
+    options = kernel.targetoptions
+    pretended = SimpleNamespace(compute_capability=cc)
+    # Device functions ask for the current device when they are compiled.
+    with global_compiler_lock, _replaced(dispatcher, "get_current_device", lambda: pretended):
+        parts, _ = cuda.compile_all(
+            kernel.py_func,
+            types.void(*signature),
+            device=False,
+            abi="numba",
+            output="ltoir",
+            cc=cc,
+            opt=options["opt"],
+            fastmath=options["fastmath"],
+            launch_bounds=options["launch_bounds"],
+        )
+    parts = [ObjectCode.from_ltoir(part) for part in parts]
+    link_options = {"arch": arch, "link_time_optimization": True}
+    link_options["max_register_count"] = options.get("max_registers")
+    linker = Linker(*parts, options=LinkerOptions(**link_options, ptxas_options=["-v"]))
+    cubin = linker.link("cubin").code
+    ptx = Linker(*parts, options=LinkerOptions(**link_options, ptx=True)).link("ptx").code
+    return ptx.decode().rstrip("\0"), cubin, linker.get_info_log()
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------
+
+
+def empty(shape: tuple[int, ...], dtype: Any, stream: Stream = 0) -> DeviceArray:
+    """Allocate a C-contiguous device array; what is in it is undefined."""
+    return cuda.device_array(shape, np.dtype(dtype), stream=stream)
+
+
+def to_device(array: np.ndarray, stream: Stream = 0) -> DeviceArray:
+    """Copy a NumPy array to the device; the array may be changed once this returns."""
+    out = empty(array.shape, array.dtype, stream)
+    if array.size:
+        out.copy_to_device(np.asarray(array, order="C"), stream=stream)
+    return out
+
+
+def to_host(array: DeviceArray, stream: Stream = 0) -> np.ndarray:
+    """Wait for the stream, and copy a device array to a new NumPy array."""
+    if not array.size:
+        synchronize(stream)  # a kernel's error must show here, even when there is nothing to copy
+        return np.empty(tuple(array.shape), array.dtype)
+    out = array.copy_to_host(stream=stream)
+    synchronize(stream)
+    return out
+
+
+def reshape(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
+    """View a contiguous device array in another shape of the same size; nothing is copied."""
+    if math.prod(shape) != array.size:
+        raise ValueError(f"cannot reshape {tuple(array.shape)} to {tuple(shape)}")
+    return array.reshape(shape) if SIMULATOR else _view(array, shape, array.gpu_data)
+
+
+def slice_rows(array: DeviceArray, lo: int, hi: int) -> DeviceArray:
+    """View rows ``lo`` to ``hi`` (exclusive) of the leading axis; nothing is copied."""
+    if not 0 <= lo <= hi <= array.shape[0]:
+        raise IndexError(f"rows {lo}:{hi} of an array of {array.shape[0]} rows")
+    if SIMULATOR:
+        return array[lo:hi]
+    row = array.dtype.itemsize * math.prod(array.shape[1:])
+    return _view(array, (hi - lo, *array.shape[1:]), array.gpu_data.view(lo * row, hi * row))
+
+
+def _view(array: DeviceArray, shape: tuple[int, ...], memory: Any) -> DeviceArray:
+    # DeviceNDArray's own reshape and slicing go wrong at zero size and lose the stream.
+    strides = tuple(array.dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return DeviceNDArray(shape, strides, array.dtype, stream=array.stream, gpu_data=memory)
+
+
+def copy(array: DeviceArray, stream: Stream = 0) -> DeviceArray:
+    """Copy a device array to a new one."""
+    out = empty(array.shape, array.dtype, stream)
+    copy_into(out, array, stream)
+    return out
+
+
+def copy_into(target: DeviceArray, source: DeviceArray, stream: Stream = 0) -> None:
+    """Overwrite a device array with another of the same shape and dtype."""
+    if tuple(target.shape) != tuple(source.shape) or target.dtype != source.dtype:
+        raise ValueError(
+            f"cannot copy {source.dtype} of shape {tuple(source.shape)} "
+            f"into {target.dtype} of shape {tuple(target.shape)}"
+        )
+    if source.size:
+        target.copy_to_device(source.copy_to_host() if SIMULATOR else source, stream=stream)
+
+
+def synchronize(stream: Stream = 0) -> None:
+    """Wait until all work on a stream is done, or on the whole device if none is given."""
+    (stream or cuda).synchronize()
+
+
+@cache
+def default_stream() -> Stream:
+    """Return the default stream, always the same object, so that `launch` can hold on to it."""
+    return cuda.default_stream()
+
+
+# ---------------------------------------------------------------------------------------------
+# What is here
+# ---------------------------------------------------------------------------------------------
+
+
+@cache
+def why_unavailable() -> str | None:
+    """Say why no CUDA device can be used; None if one, or the simulator, can. Never raises."""
+    if SIMULATOR:
+        return None
+    try:
+        if cuda.is_available() and len(cuda.gpus):
+            return None
+        reason = cuda.cuda_error() or "the driver finds no device, or the toolkit lacks NVVM"
+    except Exception as error:
+        reason = str(error)
+    return f"no CUDA device can be used: {' '.join(reason.split())}"
+
+
+def describe() -> dict[str, Any]:
+    """Describe the CUDA installation, for ``numbagrad doctor``. Never raises.
+
+    Returns
+    -------
+    dict
+        ``numba_cuda``, ``simulator``, ``unavailable`` (why, or None), ``toolkit``, ``driver``,
+        ``device`` and ``compute_capability``; None stands for what cannot be found out.
+    """
+    facts: dict[str, Any] = {
+        "numba_cuda": numba_cuda.__version__,
+        "simulator": SIMULATOR,
+        "unavailable": why_unavailable(),
+    }
+    questions: dict[str, Callable[[], Any]] = {
+        "toolkit": lambda: "{}.{}".format(*cuda.runtime.get_version()),
+        "driver": lambda: "{}.{}".format(*cuda.cudadrv.driver.driver.get_version()),
+        "device": lambda: cuda.get_current_device().name,
+        "compute_capability": lambda: tuple(cuda.get_current_device().compute_capability),
+    }
+    for name, answer in questions.items():
+        try:
+            facts[name] = None if SIMULATOR else answer()
+        except Exception:
+            facts[name] = None
+    return facts

@@ -1,0 +1,525 @@
+"""`Op` and `apply`: from an operation on arrays to a kernel running on shards.
+
+`apply` hands an op to the interpreter on top of the thread's stack. The eager one runs the kernel
+now; the staging one (``compiler/trace.py``) writes an equation down. Then the recorder that
+``autodiff`` registered may note the op on the tape. So gradients are traced like anything else.
+
+The eager interpreter decides once for each op, shapes and parameters, and keeps the decision: a
+`Plan`. It holds the outputs' specs, how the kernel sees each array, and the shards.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+import numba
+import numpy as np
+
+from . import device as devices
+from .array import Array, Spec, State, require_same_device, size_of
+from .jit import load_source
+
+NO_ERROR = np.iinfo(np.int64).max
+"""What a kernel leaves in its error output when all values were good."""
+
+# Sharding. All of it depends on shapes only, so that bits do not depend on the thread count.
+SHARD_NS = 20_000  # a shard takes at least this long, or threads cost more than they gain
+MAX_SHARDS = 16
+MAX_PARTIAL_SHARDS = 8  # each needs its own copy of the output
+NS_PER_FLOP, NS_PER_BYTE = 0.02, 0.1  # one core: 50 GFLOP/s, 10 GB/s
+
+
+@dataclass(frozen=True)
+class Call:
+    """An op with its inputs, outputs and parameters settled: what its rules are asked about."""
+
+    inputs: tuple[Spec, ...]
+    outputs: tuple[Spec, ...]
+    params: dict[str, Any]
+
+    @property
+    def device(self) -> str:
+        return self.outputs[0].device
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.params[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a kernel sees a call: the shapes it is given and its own parameters."""
+
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    scalars: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """One way to cut a call into shards along an axis of ``size`` units.
+
+    Attributes
+    ----------
+    size
+        Units along the axis: images, rows, elements.
+    inputs
+        For each input as the kernel sees it, the leading rows that a unit takes; 0 = all of it.
+    outputs
+        The same for each output, or how shards' partial outputs combine: ``"sum"``, ``"min"``.
+    scalars
+        ``scalars(scalars, lo, hi)`` returns the kernel parameters of the shard ``lo:hi``.
+    """
+
+    size: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int | str, ...]
+    scalars: Callable[[tuple, int, int], tuple] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One operation, declared once for all devices, eager and traced.
+
+    Attributes
+    ----------
+    name
+        What errors and traces call it.
+    infer
+        ``infer(*input specs, **params)`` returns the output's (shape, dtype), or a tuple with one
+        such pair for each of several outputs.
+        It checks shapes and dtypes, so errors are the same on every device.
+    kernel
+        The name of the kernel in ``kernels_cpu`` and ``kernels_cuda``; a user's own op passes
+        ``{"cpu": function, "cuda": launcher}``. None for an op that only views a buffer.
+    vjp
+        ``vjp(grad_out, ...)`` returns the gradient of each input (None: no gradient), written
+        with ops. It names what it needs: inputs and outputs (these are saved), parameters,
+        ``specs`` (the inputs' specs) and ``needs`` (which gradients are asked for). The first
+        output is the differentiable one; further outputs are what a gradient needs later.
+    outputs
+        Names of the outputs.
+    arrange
+        ``arrange(call)`` returns the `Views` that the kernel is called with. By default arrays
+        are passed as they are and parameters in order.
+    split
+        ``split(call)`` returns the ways to cut the call into shards, best first. None runs whole:
+        a written reason belongs beside it.
+    workspace
+        ``workspace(call)`` returns (shape, dtype) of each scratch array that a shard wants.
+    cost
+        ``cost(call)`` returns (floating-point operations, bytes moved).
+    check
+        ``check(position, arrays, call)`` raises the error for a bad value that the kernel found.
+        With it, the last output is an int64 error flag: the first offender's position.
+    view
+        For an op without kernel: ``view(backend, buffer, call)`` returns the shared buffer.
+    """
+
+    name: str
+    infer: Callable
+    kernel: str | dict[str, Callable] | None = None
+    vjp: Callable | None = None
+    outputs: tuple[str, ...] = ("out",)
+    arrange: Callable[[Call], Views] | None = None
+    split: Callable[[Call], Sequence[Split]] | None = None
+    workspace: Callable[[Call], Sequence[tuple[tuple[int, ...], Any]]] | None = None
+    cost: Callable[[Call], tuple[float, float]] | None = None
+    check: Callable | None = None
+    view: Callable | None = None
+    _plans: dict = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, from ``infer``'s signature; ``*name`` for any number of them."""
+        names = []
+        for parameter in inspect.signature(self.infer).parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                names.append("*" + parameter.name)
+            elif parameter.kind is not parameter.KEYWORD_ONLY:
+                names.append(parameter.name)
+        return tuple(names)
+
+    @cached_property
+    def vjp_needs(self) -> tuple[str, ...]:
+        """Names that ``vjp`` asks for beyond the output's gradient."""
+        return tuple(inspect.signature(self.vjp).parameters)[1:] if self.vjp else ()
+
+    def __repr__(self) -> str:
+        return f"Op({self.name})"
+
+
+#: Every op by name. A user's op that is declared again replaces the old one.
+registry: dict[str, Op] = {}
+
+
+def register(op: Op) -> Op:
+    """Add an op to the registry and return it."""
+    registry[op.name] = op
+    return op
+
+
+# ------------------------------------------------------------- interpreters
+
+
+class _ThreadState(threading.local):
+    def __init__(self):
+        self.interpreters: list = [run_eagerly]
+        self.recording = True
+
+
+_recorder: Callable | None = None
+
+
+def set_recorder(recorder: Callable) -> None:
+    """Register what notes ops for differentiation: ``recorder(op, inputs, outputs, params)``."""
+    global _recorder
+    _recorder = recorder
+
+
+@contextmanager
+def interpreter(run: Callable):
+    """Send every `apply` of this thread to ``run(op, inputs, params, targets)`` for a while."""
+    state.interpreters.append(run)
+    try:
+        yield
+    finally:
+        state.interpreters.pop()
+
+
+def apply(op: Op, *inputs: Array, **params: Any) -> Array | tuple[Array, ...]:
+    """Run an op and return its output, or the tuple of its outputs."""
+    outputs = state.interpreters[-1](op, inputs, params, None)
+    if state.recording and op.vjp is not None:
+        for array in inputs:
+            if array.requires_grad:
+                _recorder(op, inputs, outputs, params)
+                break
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def apply_into(targets: tuple[State, ...], op: Op, *inputs: Array, **params: Any) -> None:
+    """Run an op and write its outputs into states, in place.
+
+    This is the only way in which a state changes. The targets may be inputs too, if the op's
+    kernel reads each element before it writes it (elementwise ones do). Nothing is recorded.
+    """
+    for target in targets:
+        if not isinstance(target, State):
+            raise TypeError(f"{op.name}: only Parameters and Buffers are changed in place")
+    state.interpreters[-1](op, inputs, params, targets)
+    for target in targets:
+        target.version += 1
+
+
+# ------------------------------------------------------------------- plans
+
+
+@dataclass
+class Plan:
+    """What the eager interpreter decided for one op on given shapes."""
+
+    call: Call
+    views: Views | None
+    kernel: Callable | None
+    workspace: tuple[tuple[tuple[int, ...], np.dtype], ...]
+    shards: _Shards | None
+
+
+def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
+    """Return the plan of a call, from the op's memory or made now."""
+    key = tuple(params.values()), tuple([(x.shape, x.dtype, x.device) for x in inputs])
+    plan = op._plans.get(key)
+    if plan is None:
+        specs = tuple(x.spec for x in inputs)
+        plan = op._plans[key] = make_plan(op, specs, params)
+    return plan
+
+
+def make_call(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Call:
+    """Check a call and infer its outputs."""
+    device = require_same_device(op.name, specs) if specs else params["device"]
+    inferred = op.infer(*specs, **params)
+    if len(op.outputs) == 1:
+        inferred = (inferred,)
+    outputs = tuple(Spec(tuple(shape), np.dtype(dtype), device) for shape, dtype in inferred)
+    if op.check is not None:
+        outputs += (Spec((1,), np.dtype(np.int64), device),)
+    return Call(specs, outputs, params)
+
+
+def make_views(op: Op, call: Call) -> Views:
+    """Return how the op's kernel sees a call."""
+    if op.arrange is not None:
+        views = op.arrange(call)
+    else:
+        views = Views(
+            tuple(spec.shape for spec in call.inputs),
+            tuple(spec.shape for spec in call.outputs[: len(op.outputs)]),
+            tuple(call.params.values()),
+        )
+    if op.check is not None and len(views.outputs) == len(op.outputs):
+        views = Views(views.inputs, (*views.outputs, (1,)), views.scalars)
+    return views
+
+
+def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
+    """Decide how to run a call: outputs, views, workspace, shards."""
+    call = make_call(op, specs, params)
+    if op.kernel is None:
+        return Plan(call, None, None, (), None)
+    views = make_views(op, call)
+    kernel = _find_kernel(op, call.device)
+    workspace = tuple((tuple(s), np.dtype(d)) for s, d in (op.workspace(call) if op.workspace else ()))
+    shards = None
+    if call.device == "cpu" and op.split is not None:
+        shards = _choose_shards(op, call, views, kernel, workspace)
+    return Plan(call, views, kernel, workspace, shards)
+
+
+def _find_kernel(op: Op, device: str) -> Callable:
+    if isinstance(op.kernel, dict):
+        kernel = op.kernel.get(device)
+        if kernel is None:
+            raise devices.DeviceError(f"{op.name} has no kernel for device {device!r}")
+        return kernel
+    return getattr(devices.backend(device).kernels, op.kernel)
+
+
+# ------------------------------------------------------------------- eager
+
+
+def run_eagerly(
+    op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targets: tuple[State, ...] | None
+) -> tuple[Array, ...]:
+    """Run the op's kernel now. With `targets`, its outputs are written into them."""
+    plan = plan_for(op, inputs, params)
+    call = plan.call
+    backend = devices.backend(call.device)
+    if plan.kernel is None:
+        data = inputs[0]._data
+        if isinstance(inputs[0], State):  # a view of a state would change with it
+            data = backend.copy(data)
+        spec = call.outputs[0]
+        return (Array(op.view(backend, data, call), spec.shape, spec.dtype, spec.device),)
+
+    if targets is None:
+        buffers = [backend.empty(spec.shape, spec.dtype) for spec in call.outputs]
+    else:
+        _require_fitting_targets(op, call, targets)
+        buffers = [target._data for target in targets]
+        buffers += [backend.empty(s.shape, s.dtype) for s in call.outputs[len(targets) :]]
+    run_plan(plan, backend, [x._data for x in inputs], buffers)
+    if op.check is not None:
+        _raise_bad_value(op, backend, buffers.pop(), inputs, call)
+    if targets is not None:
+        return targets
+    return tuple(
+        [
+            Array(buffer, spec.shape, spec.dtype, spec.device)
+            for buffer, spec in zip(buffers, call.outputs, strict=False)
+        ]
+    )
+
+
+def run_plan(plan: Plan, backend, inputs: list, outputs: list) -> None:
+    """Run a plan's kernel on raw buffers."""
+    views = plan.views
+    ins = [_viewed(backend, x, shape) for x, shape in zip(inputs, views.inputs, strict=True)]
+    outs = [_viewed(backend, x, shape) for x, shape in zip(outputs, views.outputs, strict=True)]
+    if plan.shards is not None:
+        plan.shards.run(ins, views.scalars, outs)
+        return
+    scratch = [backend.empty(shape, dtype) for shape, dtype in plan.workspace]
+    if backend.name == "cpu":
+        plan.kernel(*ins, *views.scalars, *outs, *scratch)
+    else:
+        plan.kernel(*ins, *views.scalars, *outs, *scratch, backend.stream)
+
+
+def _viewed(backend, data, shape: tuple[int, ...]):
+    return data if data.shape == shape else backend.reshape(data, shape)
+
+
+def _require_fitting_targets(op: Op, call: Call, targets: tuple[State, ...]) -> None:
+    for target, spec in zip(targets, call.outputs, strict=False):
+        if target.spec != spec:
+            raise ValueError(
+                f"{op.name}: a state of shape {target.shape}, dtype {target.dtype} on "
+                f"{target.device!r} cannot take a value of shape {spec.shape}, dtype {spec.dtype} "
+                f"on {spec.device!r}"
+            )
+
+
+def _raise_bad_value(op: Op, backend, flag, inputs: tuple[Array, ...], call: Call) -> None:
+    position = int(backend.to_host(flag)[0])
+    if position != NO_ERROR:
+        op.check(position, inputs, call)
+
+
+# ------------------------------------------------------------------ shards
+
+
+def shard_bounds(size: int, shards: int) -> np.ndarray:
+    """Return where each of ``shards`` nearly equal shards of ``size`` units starts and ends."""
+    return np.array([size * t // shards for t in range(shards + 1)], np.int64)
+
+
+def _choose_shards(op, call, views, kernel, workspace) -> _Shards | None:
+    """Take the first split that gives at least two shards worth a thread each."""
+    if op.cost is not None:
+        flops, moved = op.cost(call)
+    else:
+        flops = 0
+        moved = sum(spec.size * spec.dtype.itemsize for spec in (*call.inputs, *call.outputs))
+    worth = int(max(flops * NS_PER_FLOP, moved * NS_PER_BYTE) // SHARD_NS)
+    best = None
+    for split in op.split(call):
+        partial = any(isinstance(rows, str) for rows in split.outputs)
+        count = min(worth, split.size, MAX_PARTIAL_SHARDS if partial else MAX_SHARDS)
+        if count >= 2 and (best is None or count > best[1]):
+            best = split, count
+    if best is None:
+        return None
+    split, count = best
+    return _Shards(split, shard_bounds(split.size, count), views, kernel, workspace, call)
+
+
+class _Shards:
+    """A call cut into shards, run by an emitted driver on Numba's threads."""
+
+    def __init__(self, split, bounds, views, kernel, workspace, call):
+        self.split, self.bounds = split, bounds
+        count = len(bounds) - 1
+        self.count = count
+        whole = views.scalars
+        each = [
+            split.scalars(whole, int(lo), int(hi)) if split.scalars else whole
+            for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
+        # A parameter that differs from shard to shard becomes an array, one entry each.
+        self.varies = tuple(
+            any(not _same(one[k], each[0][k]) for one in each) for k in range(len(whole))
+        )
+        self.scalars = [
+            np.array([one[k] for one in each]) if varies else each[0][k]
+            for k, varies in enumerate(self.varies)
+        ]
+        self.steps = np.array(
+            [rows if isinstance(rows, int) else 0 for rows in (*split.inputs, *split.outputs)],
+            np.int64,
+        )
+        self.partial = [
+            ((count, *shape), spec.dtype) if isinstance(rows, str) else None
+            for rows, shape, spec in zip(split.outputs, views.outputs, call.outputs, strict=True)
+        ]
+        self.workspace = [((count, *shape), dtype) for shape, dtype in workspace]
+        modes = (
+            "".join("s" if rows else "w" for rows in split.inputs),
+            "".join("v" if varies else "c" for varies in self.varies),
+            "".join("p" if isinstance(rows, str) else "s" for rows in split.outputs),
+        )
+        self.driver = shard_driver(kernel, modes, len(workspace))
+
+    def run(self, inputs: list, scalars: tuple, outputs: list) -> None:
+        outs = [
+            out if partial is None else np.empty(*partial)
+            for out, partial in zip(outputs, self.partial, strict=True)
+        ]
+        scratch = [np.empty(shape, dtype) for shape, dtype in self.workspace]
+        self.driver(self.bounds, self.steps, *inputs, *self.scalars, *outs, *scratch)
+        for out, part, rows in zip(outputs, outs, self.split.outputs, strict=True):
+            if rows == "sum":
+                _sum_partials(part.reshape(-1), self.count, size_of(out.shape), out.reshape(-1))
+            elif rows == "min":
+                np.min(part, axis=0, out=out)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (not isinstance(a, np.ndarray) and a == b)
+
+
+def _sum_partials(parts: np.ndarray, count: int, size: int, out: np.ndarray) -> None:
+    devices.backend("cpu").kernels.sum_forward(parts, count, size, out)
+
+
+@cache
+def shard_driver(kernel: Callable, modes: tuple[str, str, str], scratch: int) -> Callable:
+    """Emit and load the function that runs a kernel's shards in one parallel region.
+
+    Parameters
+    ----------
+    kernel
+        The sequential kernel.
+    modes
+        For inputs ``s`` (sliced) or ``w`` (whole), for parameters ``v`` (one for each shard) or
+        ``c`` (the same), for outputs ``s`` or ``p`` (partial, one for each shard).
+    scratch
+        How many workspace arrays the kernel wants.
+    """
+    function = getattr(kernel, "py_func", kernel)
+    names = list(inspect.signature(function).parameters)
+    inputs, scalars, outputs = modes
+    kinds = inputs + scalars + outputs + "k" * scratch
+    arguments = []
+    step = 0
+    for position, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        is_scalar = len(inputs) <= position < len(inputs) + len(scalars)
+        if kind == "s":
+            arguments.append(f"{name}[lo * steps[{step}] : hi * steps[{step}]]")
+        elif kind in "vpk":
+            arguments.append(f"{name}[shard]")
+        else:
+            arguments.append(name)
+        step += not is_scalar
+    text = f'''"""Spread `{function.__name__}` over threads; written by numbagrad.dispatch."""
+
+from numba import prange
+
+from numbagrad.jit import njit
+
+
+@njit(parallel=True)
+def {function.__name__}_sharded(bounds, steps, {", ".join(names)}):
+    """Shard number `shard` is the units bounds[shard] to bounds[shard + 1]."""
+    for shard in prange(bounds.size - 1):
+        lo, hi = bounds[shard], bounds[shard + 1]
+        {function.__name__}(
+            {(","+chr(10)+"            ").join(arguments)},
+        )
+'''
+    module = load_source(f"{function.__name__}_sharded", text, {function.__name__: kernel})
+    return getattr(module, f"{function.__name__}_sharded")
+
+
+# ----------------------------------------------------------------- threads
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads CPU kernels use. Results do not depend on it, to the last bit.
+
+    Raises
+    ------
+    ValueError
+        If ``n`` is not between 1 and the number of threads that Numba started with.
+    """
+    most = numba.config.NUMBA_NUM_THREADS
+    if not isinstance(n, int) or not 1 <= n <= most:
+        raise ValueError(f"set_num_threads: n must be between 1 and {most}, got {n!r}")
+    numba.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Return how many threads CPU kernels use."""
+    return numba.get_num_threads()
+
+
+state = _ThreadState()

@@ -1,0 +1,47 @@
+"""The exceptions that numbagrad raises, and the help they carry.
+
+Every message names the op or layer, what was received, and what would fit.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ShapeError(ValueError):
+    """Shapes that do not fit together, or an axis that is not there."""
+
+
+class DTypeError(TypeError):
+    """A dtype that an op does not serve."""
+
+
+class DeviceError(RuntimeError):
+    """A device that is missing, or arrays that live on different ones."""
+
+
+class DataError(ValueError):
+    """A data or weight file that is missing, truncated or damaged."""
+
+
+class GraphError(RuntimeError):
+    """A gradient asked of a graph that cannot give it."""
+
+
+class TraceError(RuntimeError):
+    """A traced function that needs a value which exists only when it runs."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names come closest to a wrong one.
+
+    Examples
+    --------
+    >>> nearest("lenett", ["lenet", "mlp"])
+    "did you mean 'lenet'? Known: lenet, mlp"
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=2)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}Known: {', '.join(known)}"

@@ -1,0 +1,344 @@
+"""Compile and cache CPU kernels.
+
+``njit`` is Numba's own compiler with three things added:
+
+* a disk cache whose key is the *content* of the kernel: its bytecode, that of everything it
+  calls, the constants it reads, the versions of Python, Numba and llvmlite, and the CPU. An edit
+  anywhere changes the key, so a stale kernel can never be loaded. One file per compiled
+  signature, written to a temporary name and renamed: two processes never see half of one.
+* a line ``compiling conv2d_forward ...`` on stderr when a compile takes over half a second.
+* ``nogil``: kernels run beside the data loader's thread.
+
+No setting of Numba's is touched: each kernel carries its own cache object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import inspect
+import os
+import pickle
+import sys
+import tempfile
+import threading
+import types as pytypes
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core import config, serialize
+from numba.core.compiler import CompileResult
+from numba.core.registry import CPUDispatcher
+from numba.core.typing.templates import Signature
+
+ANNOUNCE_AFTER = 0.5  # seconds
+
+
+# ------------------------------------------------------------------ where
+
+
+@functools.cache
+def cache_dir() -> Path:
+    """Return the folder of compiled kernels, made if missing.
+
+    ``$NUMBAGRAD_CACHE_DIR`` comes first, then ``numbagrad`` in the user's cache folder. A folder
+    that cannot be written is replaced by a temporary one, with one warning.
+    """
+    chosen = os.environ.get("NUMBAGRAD_CACHE_DIR")
+    if chosen:
+        wanted = Path(chosen)
+    elif sys.platform == "win32":
+        wanted = Path(os.environ.get("LOCALAPPDATA", Path.home())) / "numbagrad"
+    elif sys.platform == "darwin":
+        wanted = Path.home() / "Library/Caches/numbagrad"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        wanted = Path(base) / "numbagrad"
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=wanted):
+            pass
+    except OSError as error:
+        fallback = Path(tempfile.mkdtemp(prefix="numbagrad-"))
+        warnings.warn(
+            f"numbagrad cannot write its kernel cache to {wanted} ({error}); using {fallback}. "
+            "Set NUMBAGRAD_CACHE_DIR to a folder that can be written.",
+            stacklevel=2,
+        )
+        return fallback
+    return wanted
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old content or the new, never half of one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+# ------------------------------------------------------------- content key
+
+
+def content_key(function: Callable) -> str:
+    """Return a hash of everything that a compiled function depends on.
+
+    That is its bytecode, the bytecode of every function it reaches through globals, module
+    attributes and closures, and the value of every constant found on the way. A module that
+    defines Numba extensions (types, intrinsics) sets ``__numba_extension__ = True``: its whole
+    source then counts, since how a call lowers cannot be seen in the caller's bytecode.
+    """
+    digest = hashlib.sha256()
+    digest.update(
+        f"{sys.version_info}|{numba.__version__}|{llvmlite.__version__}|{np.__version__}".encode()
+    )
+    seen: set[int] = set()
+    for piece in _pieces(function, seen):
+        digest.update(piece)
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _pieces(value: object, seen: set[int]) -> Iterator[bytes]:
+    """Walk from a function to all that it depends on, each thing once."""
+    value = getattr(value, "py_func", value)  # a dispatcher stands for its function
+    value = getattr(value, "_defn", value)  # and an intrinsic for its definition
+    if isinstance(value, pytypes.FunctionType):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        yield from _extension_source(value.__module__, seen)
+        yield from _code_pieces(value.__code__)
+        yield repr(value.__defaults__).encode()
+        for name, found in _references(value):
+            yield name.encode()
+            yield from _pieces(found, seen)
+    elif isinstance(value, np.ndarray):
+        yield value.tobytes()
+    elif isinstance(value, (int, float, complex, str, bytes, bool, type(None), tuple, np.generic)):
+        yield repr(value).encode()
+    else:
+        # Types, builtins and modules: their versions are in the key, their names are enough.
+        yield f"{type(value).__qualname__}:{getattr(value, '__name__', '')}".encode()
+
+
+def _code_pieces(code: pytypes.CodeType) -> Iterator[bytes]:
+    yield code.co_code
+    yield repr((code.co_names, code.co_varnames, code.co_freevars)).encode()
+    for constant in code.co_consts:
+        if isinstance(constant, pytypes.CodeType):
+            yield from _code_pieces(constant)
+        else:
+            yield repr(constant).encode()
+
+
+def _references(function: pytypes.FunctionType) -> Iterator[tuple[str, object]]:
+    """Yield the globals, module attributes and closure values that a function names."""
+    names = set(_names(function.__code__))
+    for name in sorted(names & function.__globals__.keys()):
+        found = function.__globals__[name]
+        yield name, found
+        if isinstance(found, pytypes.ModuleType):
+            for attribute in sorted(names & vars(found).keys()):
+                yield f"{name}.{attribute}", vars(found)[attribute]
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        yield name, cell.cell_contents
+
+
+def _names(code: pytypes.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, pytypes.CodeType):
+            yield from _names(constant)
+
+
+def _extension_source(module_name: str | None, seen: set[int]) -> Iterator[bytes]:
+    module = sys.modules.get(module_name or "")
+    if getattr(module, "__numba_extension__", False) and id(module) not in seen:
+        seen.add(id(module))
+        yield inspect.getsource(module).encode()
+
+
+# ------------------------------------------------------------------- cache
+
+
+class ContentCache:
+    """The disk cache of one kernel, in the form that a Numba dispatcher asks for."""
+
+    def __init__(self, function: Callable, options: dict):
+        self._function = function
+        self._options = repr(sorted(options.items()))
+
+    @functools.cached_property
+    def _key(self) -> str:
+        return content_key(self._function)  # at first use: all callees exist by then
+
+    @property
+    def cache_path(self) -> str:
+        return str(cache_dir())
+
+    def _path(self, signature: Signature | tuple, codegen) -> Path:
+        args = signature.args if isinstance(signature, Signature) else signature
+        text = f"{self._key}|{self._options}|{args}|{codegen.magic_tuple()}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:24]
+        return cache_dir() / f"{self._function.__name__}-{digest}.nbc"
+
+    def load_overload(self, signature, target_context) -> CompileResult | None:
+        target_context.refresh()
+        path = self._path(signature, target_context.codegen())
+        try:
+            reduced = pickle.loads(path.read_bytes())
+            return CompileResult._rebuild(target_context, *reduced)
+        except FileNotFoundError:
+            return None
+        except Exception:  # a damaged file is a miss: it is compiled and written again
+            return None
+
+    def save_overload(self, signature, result: CompileResult) -> None:
+        if result.library.has_dynamic_globals or any(not lift.can_cache for lift in result.lifted):
+            return
+        path = self._path(signature, result.codegen)
+        with contextlib.suppress(OSError):  # a full disk costs the next process a compile
+            write_atomically(path, serialize.dumps(result._reduce()))
+
+    def enable(self) -> None: ...
+
+    def disable(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class Kernel(CPUDispatcher):
+    """A Numba dispatcher that announces slow compiles and uses the content-keyed cache."""
+
+    def compile(self, signature):
+        if not _compiling.depth:
+            timer = threading.Timer(ANNOUNCE_AFTER, _announce, [self.py_func.__name__])
+            timer.daemon = True
+            timer.start()
+        _compiling.depth += 1
+        try:
+            return super().compile(signature)
+        finally:
+            _compiling.depth -= 1
+            if not _compiling.depth:
+                timer.cancel()
+
+
+class _Compiling(threading.local):
+    depth = 0  # a kernel that compiles its callees announces itself alone
+
+
+_compiling = _Compiling()
+
+
+def _announce(name: str) -> None:
+    print(f"compiling {name} ...", file=sys.stderr, flush=True)
+
+
+def njit(function: Callable | None = None, *, parallel: bool = False) -> Callable:
+    """Compile a function for the CPU at its first call with each signature.
+
+    Parameters
+    ----------
+    function
+        A function in Numba's subset of Python.
+    parallel
+        Let ``numba.prange`` run on several threads. Kernels are sequential; only the drivers
+        that spread them over threads use it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> @njit
+    ... def total(x):
+    ...     acc = x.dtype.type(0)
+    ...     for i in range(x.size):
+    ...         acc += x[i]
+    ...     return acc
+    >>> float(total(np.ones(3, np.float32)))
+    3.0
+    """
+    if function is None:
+        return functools.partial(njit, parallel=parallel)
+    if config.DISABLE_JIT:
+        return function
+    options = {"nopython": True, "nogil": True, "parallel": parallel, "boundscheck": None}
+    kernel = Kernel(py_func=function, targetoptions=options)
+    kernel._cache = ContentCache(function, options)
+    return kernel
+
+
+# ---------------------------------------------------------- emitted source
+
+
+def load_source(name: str, text: str, namespace: dict[str, object]) -> pytypes.ModuleType:
+    """Import emitted source text as a module, kept as a real file in the cache folder.
+
+    Parameters
+    ----------
+    name
+        What the code is, part of the file's name.
+    text
+        Python source.
+    namespace
+        Names that the text uses without importing them (kernels, above all).
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = cache_dir() / f"{name}-{digest}.py"
+    if not path.exists():
+        write_atomically(path, text.encode())
+    spec = importlib.util.spec_from_file_location(f"numbagrad_emitted.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    vars(module).update(namespace)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ------------------------------------------------------------- CPU target
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """Return the instruction-set features that Numba compiles for (``avx2``, ``fma``, ...).
+
+    These are Numba's *effective* features: ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` count.
+    """
+    from numba.core.registry import cpu_target
+
+    _, name, flags = cpu_target.target_context.codegen().magic_tuple()
+    enabled = {flag[1:] for flag in flags.split(",") if flag.startswith("+")}
+    if config.CPU_NAME is not None and config.CPU_FEATURES is None:
+        enabled &= _features_of(name)
+    return frozenset(enabled)
+
+
+def _features_of(cpu_name: str) -> set[str]:
+    """Return what a CPU model named by the user offers, of the features that matter here."""
+    avx2 = {"avx", "avx2", "fma"}
+    avx512 = avx2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+    models = {
+        "generic": set(),
+        "x86-64": set(),
+        "x86-64-v2": set(),
+        "x86-64-v3": avx2,
+        "x86-64-v4": avx512,
+        "haswell": avx2,
+        "broadwell": avx2,
+        "skylake": avx2,
+        "znver1": avx2,
+        "znver2": avx2,
+        "znver3": avx2,
+    }
+    return models.get(cpu_name, avx512 | {"neon"})

@@ -1,0 +1,643 @@
+"""Elementwise ops, with broadcasting: arithmetic, comparisons, activations, casts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..array import DTYPES, FLOATS, Array, Spec, asarray, size_of
+from ..dispatch import Call, Op, Split, Views, apply, register
+from ..errors import DTypeError, ShapeError
+
+# ---------------------------------------------------------------- dtypes
+
+
+def result_type(op: str, *dtypes: np.dtype) -> np.dtype:
+    """Return the dtype that operands of these dtypes are brought to.
+
+    As NumPy's, with one difference: beside a float, an integer takes that float's dtype, so that
+    float32 never silently becomes float64.
+    """
+    floats = [dtype for dtype in dtypes if dtype.kind == "f"]
+    result = np.result_type(*(floats or dtypes))
+    if result not in DTYPES:
+        raise DTypeError(f"{op}: no dtype holds {' and '.join(map(str, dtypes))}; cast one first")
+    return result
+
+
+def require_float(op: str, *specs: Spec) -> None:
+    """Raise unless all operands have one float dtype."""
+    for spec in specs:
+        if spec.dtype not in FLOATS:
+            raise DTypeError(f"{op}: needs float32 or float64, got {spec.dtype}; use x.astype()")
+    require_same_dtype(op, *specs)
+
+
+def require_same_dtype(op: str, *specs: Spec) -> None:
+    """Raise unless all operands have one dtype."""
+    kinds = {spec.dtype for spec in specs}
+    if len(kinds) > 1:
+        names = " and ".join(sorted(map(str, kinds)))
+        raise DTypeError(f"{op}: operands have dtypes {names}; use x.astype()")
+
+
+def promote(op: str, *operands: Any) -> tuple[Array, ...]:
+    """Turn operands into arrays of one dtype on one device.
+
+    Python numbers take the dtype and device of the arrays beside them; a float beside integers
+    makes both float32.
+    """
+    arrays = [x for x in operands if isinstance(x, Array)]
+    if not arrays:
+        arrays = [asarray(x) for x in operands]
+        operands = arrays
+    device = arrays[0].device
+    dtypes = {x.dtype for x in arrays}
+    for x in operands:
+        if isinstance(x, Array):
+            continue
+        if isinstance(x, float) and not any(dtype.kind == "f" for dtype in dtypes):
+            dtypes = dtypes | {np.dtype(np.float32)}
+        elif isinstance(x, int) and not isinstance(x, bool) and dtypes == {np.dtype(bool)}:
+            dtypes = dtypes | {np.dtype(np.int64)}
+        elif not isinstance(x, (bool, int, float, np.generic, np.ndarray, list, tuple)):
+            raise TypeError(f"{op}: cannot use {type(x).__name__} as an operand")
+        elif isinstance(x, (np.generic, np.ndarray, list, tuple)):
+            dtypes = dtypes | {asarray(x).dtype}
+    dtype = dtypes.pop() if len(dtypes) == 1 else result_type(op, *dtypes)
+    return tuple(
+        [
+            (x if x.dtype == dtype else astype(x, dtype))
+            if isinstance(x, Array)
+            else _constant(x, dtype, device)
+            for x in operands
+        ]
+    )
+
+
+def _constant(x: Any, dtype: np.dtype, device: str) -> Array:
+    if isinstance(x, int) and not isinstance(x, bool) and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if not limits.min <= x <= limits.max:
+            raise OverflowError(f"{x} does not fit {dtype}")
+    return asarray(np.asarray(x, dtype), device=device)
+
+
+# --------------------------------------------------------------- broadcasting
+
+
+def broadcast_shape(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that operands broadcast to, or raise an error that names them."""
+    if len(set(shapes)) == 1:
+        return shapes[0]
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        listed = " and ".join(map(str, shapes))
+        raise ShapeError(
+            f"{op}: shapes {listed} do not broadcast; aligned from the right, extents must be "
+            "equal or 1"
+        ) from None
+
+
+@lru_cache(maxsize=4096)
+def layout_of(out: tuple[int, ...], *shapes: tuple[int, ...]) -> np.ndarray:
+    """Return the collapsed shape of a broadcast and the strides of each operand.
+
+    Dimensions that every operand walks alike are merged, so that a kernel sees few of them, and
+    the last one long. Row 0 is the shape; row 1 + k the strides of operand k in elements, 0 where
+    it repeats.
+    """
+    rows = [list(out)] + [_strides(shape, len(out)) for shape in shapes]
+    columns = [column for column in zip(*rows, strict=True) if column[0] != 1]
+    merged: list[list[int]] = []
+    for column in columns:
+        if merged and all(
+            stride == inner * column[0]
+            for stride, inner in zip(merged[-1][1:], column[1:], strict=True)
+        ):
+            merged[-1] = [merged[-1][0] * column[0], *column[1:]]
+        else:
+            merged.append(list(column))
+    if not merged:
+        merged = [[1] + [0] * len(shapes)]
+    layout = np.array(merged, np.int64).T.copy()
+    layout.flags.writeable = True
+    return layout
+
+
+def _strides(shape: tuple[int, ...], ndim: int) -> list[int]:
+    strides, step = [0] * ndim, 1
+    for axis in range(1, len(shape) + 1):
+        extent = shape[-axis]
+        strides[-axis] = step if extent != 1 else 0
+        step *= extent
+    return strides
+
+
+def flat(call: Call, *scalars: Any) -> Views:
+    """See every array as one long row."""
+    return Views(
+        tuple((spec.size,) for spec in call.inputs),
+        tuple((spec.size,) for spec in call.outputs),
+        scalars,
+    )
+
+
+def broadcast_views(call: Call) -> Views:
+    """See operands as flat, with the layout that tells how they broadcast."""
+    out = call.outputs[0].shape
+    return flat(call, layout_of(out, *(spec.shape for spec in call.inputs)))
+
+
+def split_broadcast(call: Call) -> list[Split]:
+    """Cut along the first collapsed dimension; an operand that repeats along it stays whole."""
+    out = call.outputs[0]
+    layout = layout_of(out.shape, *(spec.shape for spec in call.inputs))
+    units = int(layout[0, 0])
+    steps = tuple(int(stride) for stride in layout[1:, 0])
+    return [Split(units, steps, (out.size // max(units, 1),) * len(call.outputs))]
+
+
+def split_flat(call: Call) -> list[Split]:
+    """Cut everything into runs of elements."""
+    return [Split(call.outputs[0].size, (1,) * len(call.inputs), (1,) * len(call.outputs))]
+
+
+# ----------------------------------------------------------------- declaring
+
+
+def _unary(name: str, vjp: Any, any_number: bool = False) -> Op:
+    def infer(x):
+        if not any_number:
+            require_float(name, x)
+        elif x.dtype == bool:
+            raise DTypeError(f"{name}: needs numbers, got bool; use x.astype('int64')")
+        return x.shape, x.dtype
+
+    return register(
+        Op(name, infer, f"{name}_forward", vjp, arrange=flat, split=split_flat, cost=_cheap)
+    )
+
+
+def _cheap(call: Call) -> tuple[float, float]:
+    moved = sum(spec.size * spec.dtype.itemsize for spec in (*call.inputs, *call.outputs))
+    return 0, moved
+
+
+def _costly(call: Call) -> tuple[float, float]:
+    return 100.0 * call.outputs[0].size, _cheap(call)[1]
+
+
+def _binary(name: str, vjp: Any, result: Any = None, kinds: str = "fiu") -> Op:
+    def infer(x, y):
+        require_same_dtype(name, x, y)
+        if x.dtype.kind not in kinds:
+            raise DTypeError(f"{name}: dtype {x.dtype} makes no sense here; use x.astype()")
+        return broadcast_shape(name, x.shape, y.shape), result or x.dtype
+
+    return register(
+        Op(
+            name,
+            infer,
+            f"{name}_forward",
+            vjp,
+            arrange=broadcast_views,
+            split=split_broadcast,
+            cost=_cheap,
+        )
+    )
+
+
+def _unbroadcast(grad: Array, spec: Spec) -> Array:
+    """Sum a gradient over the axes along which its operand was repeated."""
+    if grad.shape == spec.shape:
+        return grad
+    extra = grad.ndim - len(spec.shape)
+    repeated = tuple(
+        axis
+        for axis, extent in enumerate(grad.shape)
+        if axis < extra or (spec.shape[axis - extra] == 1 and extent != 1)
+    )
+    return grad.sum(axis=repeated).reshape(spec.shape)
+
+
+def _each(needs: tuple[bool, ...], specs: tuple[Spec, ...], *gradients: Any) -> tuple:
+    """Compute the gradients that are asked for, each summed to its operand's shape."""
+    return tuple(
+        _unbroadcast(gradient(), spec) if needed else None
+        for needed, spec, gradient in zip(needs, specs, gradients, strict=True)
+    )
+
+
+# --------------------------------------------------------------- arithmetic
+
+_ADD = _binary("add", lambda grad_out, needs, specs: _each(
+    needs, specs, lambda: grad_out, lambda: grad_out))  # fmt: skip
+_SUBTRACT = _binary("subtract", lambda grad_out, needs, specs: _each(
+    needs, specs, lambda: grad_out, lambda: -grad_out))  # fmt: skip
+_MULTIPLY = _binary("multiply", lambda grad_out, x, y, needs, specs: _each(
+    needs, specs, lambda: grad_out * y, lambda: grad_out * x))  # fmt: skip
+_DIVIDE = _binary("divide", lambda grad_out, x, y, needs, specs: _each(
+    needs, specs, lambda: grad_out / y, lambda: -grad_out * x / (y * y)), kinds="f")  # fmt: skip
+
+
+def _pow_vjp(grad_out, x, y, out, needs, specs):
+    # x^(y-1) is inf at x = 0, y = 0, where the slope is 0; ln x matters only where x > 0.
+    def by_x():
+        slope = where(y == 0, 0.0, y * pow(x, where(y == 0, 1.0, y) - 1.0))
+        return grad_out * slope
+
+    def by_y():
+        return grad_out * where(x > 0, out * log(where(x > 0, x, 1.0)), 0.0)
+
+    return _each(needs, specs, by_x, by_y)
+
+
+_POW = _binary("pow", _pow_vjp)
+
+
+def _maximum_vjp(grad_out, x, y, needs, specs):
+    # At a tie, half to each: the subgradient that is symmetric.
+    def share(wins):
+        return grad_out * (astype(wins, grad_out.dtype) + astype(x == y, grad_out.dtype) * 0.5)
+
+    return _each(needs, specs, lambda: share(x > y), lambda: share(y > x))
+
+
+def _minimum_vjp(grad_out, x, y, needs, specs):
+    def share(wins):
+        return grad_out * (astype(wins, grad_out.dtype) + astype(x == y, grad_out.dtype) * 0.5)
+
+    return _each(needs, specs, lambda: share(x < y), lambda: share(y < x))
+
+
+_MAXIMUM = _binary("maximum", _maximum_vjp)
+_MINIMUM = _binary("minimum", _minimum_vjp)
+
+
+def add(x: Any, y: Any) -> Array:
+    """Return ``x + y``, broadcast.
+
+    Examples
+    --------
+    >>> add(asarray([1.0, 2.0]), 1)
+    Array([2., 3.], dtype=float32)
+    """
+    return apply(_ADD, *promote("add", x, y))
+
+
+def subtract(x: Any, y: Any) -> Array:
+    """Return ``x - y``, broadcast."""
+    return apply(_SUBTRACT, *promote("subtract", x, y))
+
+
+def multiply(x: Any, y: Any) -> Array:
+    """Return ``x * y``, broadcast."""
+    return apply(_MULTIPLY, *promote("multiply", x, y))
+
+
+def divide(x: Any, y: Any) -> Array:
+    """Return ``x / y``, broadcast; integers are divided as float32."""
+    x, y = promote("divide", x, y)
+    if x.dtype.kind != "f":
+        x, y = astype(x, np.float32), astype(y, np.float32)
+    return apply(_DIVIDE, x, y)
+
+
+def pow(x: Any, y: Any) -> Array:
+    """Return ``x`` to the power ``y``, broadcast.
+
+    Integers to a negative integer power are refused; make them floats.
+    """
+    if y is not None and isinstance(y, (int, float)) and y == 2 and isinstance(x, Array):
+        return multiply(x, x)  # exact, and the commonest power
+    x, y = promote("pow", x, y)
+    return apply(_POW, x, y)
+
+
+def maximum(x: Any, y: Any) -> Array:
+    """Return the larger of each pair, broadcast; NaN if either is.
+
+    The gradient goes to the larger one, and half to each at a tie.
+    """
+    return apply(_MAXIMUM, *promote("maximum", x, y))
+
+
+def minimum(x: Any, y: Any) -> Array:
+    """Return the smaller of each pair, broadcast; NaN if either is."""
+    return apply(_MINIMUM, *promote("minimum", x, y))
+
+
+# --------------------------------------------------------------- comparison
+
+
+def _compare(name: str) -> Any:
+    op = _binary(name, None, result=np.dtype(bool), kinds="fiub")
+
+    def function(x: Any, y: Any) -> Array:
+        return apply(op, *promote(name, x, y))
+
+    symbols = {"equal": "==", "not_equal": "!=", "less": "<", "less_equal": "<="}
+    symbols |= {"greater": ">", "greater_equal": ">="}
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"Return the booleans ``x {symbols[name]} y``, broadcast."
+    return function
+
+
+equal = _compare("equal")
+not_equal = _compare("not_equal")
+less = _compare("less")
+less_equal = _compare("less_equal")
+greater = _compare("greater")
+greater_equal = _compare("greater_equal")
+
+
+# ----------------------------------------------------------------- choosing
+
+
+def _where_infer(condition, x, y):
+    if condition.dtype != bool:
+        raise DTypeError(f"where: the condition must be bool, got {condition.dtype}")
+    require_same_dtype("where", x, y)
+    return broadcast_shape("where", condition.shape, x.shape, y.shape), x.dtype
+
+
+def _where_vjp(grad_out, condition, needs, specs):
+    return _each(
+        needs,
+        specs,
+        lambda: None,
+        lambda: where(condition, grad_out, 0.0),
+        lambda: where(condition, 0.0, grad_out),
+    )
+
+
+_WHERE = register(
+    Op(
+        "where",
+        _where_infer,
+        "where_forward",
+        _where_vjp,
+        arrange=broadcast_views,
+        split=split_broadcast,
+        cost=_cheap,
+    )
+)
+
+
+def where(condition: Any, x: Any, y: Any) -> Array:
+    """Return ``x`` where the condition holds, else ``y``, all three broadcast.
+
+    Examples
+    --------
+    >>> where(asarray([True, False]), asarray([1.0, 2.0]), 0.0)
+    Array([1., 0.], dtype=float32)
+    """
+    if not isinstance(condition, Array):
+        others = [v for v in (x, y) if isinstance(v, Array)]
+        condition = asarray(condition, device=others[0].device if others else None)
+    if not isinstance(x, Array) and not isinstance(y, Array):
+        x = asarray(x, device=condition.device)
+    return apply(_WHERE, condition, *promote("where", x, y))
+
+
+# -------------------------------------------------------- dtype, copy, repeat
+
+
+def _cast_infer(x, *, dtype):
+    return x.shape, dtype
+
+
+def _cast_vjp(grad_out, specs):
+    return astype(grad_out, specs[0].dtype)
+
+
+_CAST = register(
+    Op(
+        "cast",
+        _cast_infer,
+        "cast_forward",
+        _cast_vjp,
+        arrange=flat,
+        split=split_flat,
+        cost=_cheap,
+    )
+)
+_COPY = register(
+    Op(
+        "copy",
+        lambda x: (x.shape, x.dtype),
+        "copy_forward",
+        lambda grad_out: grad_out,
+        arrange=flat,
+        split=split_flat,
+        cost=_cheap,
+    )
+)
+
+
+def astype(x: Array, dtype: Any) -> Array:
+    """Return ``x`` in another dtype; floats become integers by dropping their fraction."""
+    dtype = np.dtype(dtype)
+    if dtype not in DTYPES:
+        names = ", ".join(map(str, DTYPES))
+        raise DTypeError(f"astype: dtype {dtype} is not supported; use one of {names}")
+    return x if x.dtype == dtype else apply(_CAST, x, dtype=dtype)
+
+
+def copy(x: Array) -> Array:
+    """Return a new array with the values of ``x``."""
+    return apply(_COPY, x)
+
+
+def _broadcast_infer(x, *, shape):
+    if broadcast_shape("broadcast_to", x.shape, shape) != shape:
+        raise ShapeError(f"broadcast_to: shape {x.shape} does not broadcast to {shape}")
+    return shape, x.dtype
+
+
+_BROADCAST_TO = register(
+    Op(
+        "broadcast_to",
+        _broadcast_infer,
+        "broadcast_to_forward",
+        lambda grad_out, specs: _unbroadcast(grad_out, specs[0]),
+        arrange=broadcast_views,
+        split=split_broadcast,
+        cost=_cheap,
+    )
+)
+
+
+def broadcast_to(x: Array, shape: tuple[int, ...]) -> Array:
+    """Return ``x`` repeated to a shape."""
+    shape = tuple(int(extent) for extent in shape)
+    return x if x.shape == shape else apply(_BROADCAST_TO, x, shape=shape)
+
+
+# ------------------------------------------------------- functions of one x
+
+_NEGATIVE = _unary("negative", lambda grad_out: -grad_out, any_number=True)
+_ABS = _unary(
+    "abs",
+    lambda grad_out, x: where(x > 0, grad_out, where(x < 0, -grad_out, 0.0)),
+    any_number=True,
+)
+_EXP = _unary("exp", lambda grad_out, out: grad_out * out)
+_LOG = _unary("log", lambda grad_out, x: grad_out / x)
+_SQRT = _unary("sqrt", lambda grad_out, out: grad_out / (out * 2.0))
+_TANH = _unary("tanh", lambda grad_out, out: grad_out * (1.0 - out * out))
+_ERF = _unary("erf", lambda grad_out, x: grad_out * (exp(-x * x) * (2.0 / np.pi**0.5)))
+_SIGMOID = _unary("sigmoid", lambda grad_out, out: grad_out * out * (1.0 - out))
+_RELU = _unary("relu", lambda grad_out, x: _relu_backward(x, grad_out))
+
+
+def _gelu_vjp(grad_out, x):
+    # d/dx x Phi(x) = Phi(x) + x phi(x)
+    phi = exp(x * x * -0.5) * (1.0 / (2.0 * np.pi) ** 0.5)
+    return grad_out * ((erf(x * 0.5**0.5) + 1.0) * 0.5 + x * phi)
+
+
+_GELU = _unary("gelu", _gelu_vjp)
+
+
+def _pair_infer(name):
+    def infer(x, grad_out, **params):
+        require_float(name, x, grad_out)
+        return x.shape, x.dtype
+
+    return infer
+
+
+_RELU_BACKWARD = register(
+    Op(
+        "relu_backward",
+        _pair_infer("relu_backward"),
+        "relu_backward",
+        lambda grad_out, x: (None, _relu_backward(x, grad_out)),
+        arrange=flat,
+        split=split_flat,
+        cost=_cheap,
+    )
+)
+
+
+def _relu_backward(x: Array, grad_out: Array) -> Array:
+    return apply(_RELU_BACKWARD, x, grad_out)
+
+
+def _slope(call: Call) -> Views:
+    return flat(call, call.inputs[0].dtype.type(call.slope))
+
+
+def _leaky_infer(x, *, slope):
+    require_float("leaky_relu", x)
+    return x.shape, x.dtype
+
+
+_LEAKY_RELU = register(
+    Op(
+        "leaky_relu",
+        _leaky_infer,
+        "leaky_relu_forward",
+        lambda grad_out, x, slope: _leaky_relu_backward(x, grad_out, slope),
+        arrange=_slope,
+        split=split_flat,
+        cost=_cheap,
+    )
+)
+_LEAKY_RELU_BACKWARD = register(
+    Op(
+        "leaky_relu_backward",
+        _pair_infer("leaky_relu_backward"),
+        "leaky_relu_backward",
+        lambda grad_out, x, slope: (None, _leaky_relu_backward(x, grad_out, slope)),
+        arrange=_slope,
+        split=split_flat,
+        cost=_cheap,
+    )
+)
+
+
+def _leaky_relu_backward(x: Array, grad_out: Array, slope: float) -> Array:
+    return apply(_LEAKY_RELU_BACKWARD, x, grad_out, slope=slope)
+
+
+def _one(name: str, x: Any) -> Array:
+    if not isinstance(x, Array):
+        x = asarray(x)
+    return x
+
+
+def negative(x: Array) -> Array:
+    """Return ``-x``."""
+    return apply(_NEGATIVE, _one("negative", x))
+
+
+def abs(x: Array) -> Array:
+    """Return ``|x|``; the gradient at 0 is 0."""
+    return apply(_ABS, _one("abs", x))
+
+
+def exp(x: Array) -> Array:
+    """Return e to the power ``x``."""
+    return apply(_EXP, _one("exp", x))
+
+
+def log(x: Array) -> Array:
+    """Return the natural logarithm."""
+    return apply(_LOG, _one("log", x))
+
+
+def sqrt(x: Array) -> Array:
+    """Return the square root."""
+    return apply(_SQRT, _one("sqrt", x))
+
+
+def tanh(x: Array) -> Array:
+    """Return the hyperbolic tangent."""
+    return apply(_TANH, _one("tanh", x))
+
+
+def erf(x: Array) -> Array:
+    """Return the error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
+    return apply(_ERF, _one("erf", x))
+
+
+def sigmoid(x: Array) -> Array:
+    """Return ``1 / (1 + exp(-x))``."""
+    return apply(_SIGMOID, _one("sigmoid", x))
+
+
+def relu(x: Array) -> Array:
+    """Return ``max(x, 0)``; the gradient at 0 is 0.
+
+    Examples
+    --------
+    >>> relu(asarray([-1.0, 2.0]))
+    Array([0., 2.], dtype=float32)
+    """
+    return apply(_RELU, _one("relu", x))
+
+
+def leaky_relu(x: Array, slope: float = 0.01) -> Array:
+    """Return ``x`` where it is positive, else ``slope * x``."""
+    return apply(_LEAKY_RELU, _one("leaky_relu", x), slope=float(slope))
+
+
+def gelu(x: Array) -> Array:
+    """Return ``x Phi(x)``, Phi the normal distribution function.
+
+    Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016); the exact form, by ``erf``.
+    """
+    return apply(_GELU, _one("gelu", x))
+
+
+__all__ = [name for name in (
+    "abs add astype broadcast_to copy divide equal erf exp gelu greater greater_equal "
+    "leaky_relu less less_equal log maximum minimum multiply negative not_equal pow relu "
+    "sigmoid sqrt subtract tanh where"
+).split()]  # fmt: skip

@@ -1,0 +1,184 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..array import Array, size_of
+from ..dispatch import Call, Op, Split, Views, apply, register
+from ..errors import DTypeError, ShapeError
+from .elementwise import broadcast_shape, broadcast_to, promote, require_float
+from .reduction import sum
+from .shaping import reshape
+
+
+def _rows_columns(shape: tuple[int, ...], transpose: bool) -> tuple[int, int]:
+    return (shape[-1], shape[-2]) if transpose else (shape[-2], shape[-1])
+
+
+def _matmul_infer(a, b, *, transpose_a, transpose_b):
+    require_float("matmul", a, b)
+    m, k = _rows_columns(a.shape, transpose_a)
+    k_b, n = _rows_columns(b.shape, transpose_b)
+    if k != k_b:
+        raise ShapeError(
+            f"matmul: inner extents differ: {a.shape}{'^T' if transpose_a else ''} @ "
+            f"{b.shape}{'^T' if transpose_b else ''} pairs {k} with {k_b}"
+        )
+    batch = b.shape[:-2] if len(a.shape) == 2 else a.shape[:-2]
+    return (*batch, m, n), a.dtype
+
+
+def _matmul_views(call: Call) -> Views:
+    a, b = call.inputs
+    out = call.outputs[0]
+    return Views(
+        ((size_of(a.shape[:-2]), *a.shape[-2:]), (size_of(b.shape[:-2]), *b.shape[-2:])),
+        ((size_of(out.shape[:-2]), *out.shape[-2:]),),
+        (call.transpose_a, call.transpose_b, 0),
+    )
+
+
+def _matmul_workspace(call: Call):
+    b = call.inputs[1]
+    needed = call.transpose_b and call.device == "cpu"
+    return [((b.shape[-2] * b.shape[-1] if needed else 0,), b.dtype)]
+
+
+def _matmul_split(call: Call) -> list[Split]:
+    views = _matmul_views(call)
+    (batch_a, _, _), (batch_b, _, _) = views.inputs
+    batch, _, _ = views.outputs[0]
+    if batch > 1:
+        return [Split(batch, (int(batch_a > 1), int(batch_b > 1)), (1,))]
+    return []
+
+
+def _matmul_cost(call: Call) -> tuple[float, float]:
+    a, b, out = *call.inputs, call.outputs[0]
+    k = _rows_columns(a.shape, call.transpose_a)[1]
+    moved = (a.size + b.size + out.size) * out.dtype.itemsize
+    return 2.0 * out.size * k, moved
+
+
+def _matmul_vjp(grad_out, a, b, transpose_a, transpose_b, needs, specs):
+    # With A = op(a), B = op(b), out = A B:  grad_A = G B^T,  grad_B = A^T G.
+    grad_a = grad_b = None
+    if needs[0]:
+        if transpose_a:
+            grad_a = _matmul(b, grad_out, transpose_b, True)
+        else:
+            grad_a = _matmul(grad_out, b, False, not transpose_b)
+        grad_a = _over_batch(grad_a, specs[0].shape)
+    if needs[1]:
+        if transpose_b:
+            grad_b = _matmul(grad_out, a, True, transpose_a)
+        else:
+            grad_b = _matmul(a, grad_out, not transpose_a, False)
+        grad_b = _over_batch(grad_b, specs[1].shape)
+    return grad_a, grad_b
+
+
+def _over_batch(grad: Array, shape: tuple[int, ...]) -> Array:
+    """Sum the gradient of an operand that served every matrix of a batch."""
+    extra = grad.ndim - len(shape)
+    return sum(grad, tuple(range(extra))) if extra else grad
+
+
+_MATMUL = register(
+    Op(
+        "matmul",
+        _matmul_infer,
+        "matmul_forward",
+        _matmul_vjp,
+        arrange=_matmul_views,
+        split=_matmul_split,
+        workspace=_matmul_workspace,
+        cost=_matmul_cost,
+    )
+)
+
+
+def _matmul(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> Array:
+    """Multiply matrices; a batch on one side only, or the same batch on both."""
+    if a.ndim > 2 and b.ndim == 2 and not transpose_a:
+        flat = reshape(a, (-1, a.shape[-1]))  # one tall product instead of many small ones
+        out = apply(_MATMUL, flat, b, transpose_a=False, transpose_b=transpose_b)
+        return reshape(out, (*a.shape[:-1], out.shape[-1]))
+    return apply(_MATMUL, a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+
+
+def matmul(a: Any, b: Any) -> Array:
+    """Return the matrix product, with the array API's rules for vectors and batches.
+
+    Parameters
+    ----------
+    a
+        (..., m, k) or (k,).
+    b
+        (..., k, n) or (k,).
+
+    Returns
+    -------
+    Array
+        (..., m, n), less the axes that a vector does not have. Batches broadcast.
+
+    Examples
+    --------
+    >>> from numbagrad.array import asarray
+    >>> matmul(asarray([[1.0, 2.0]]), asarray([3.0, 4.0]))
+    Array([11.], dtype=float32)
+    """
+    a, b = promote("matmul", a, b)
+    if a.ndim == 0 or b.ndim == 0:
+        raise ShapeError(f"matmul: needs vectors or matrices, got shapes {a.shape} and {b.shape}")
+    if a.dtype.kind != "f":
+        raise DTypeError(f"matmul: needs float32 or float64, got {a.dtype}; use x.astype()")
+    vector_a, vector_b = a.ndim == 1, b.ndim == 1
+    if a.shape[-1] != b.shape[0 if vector_b else -2]:
+        raise ShapeError(
+            f"matmul: inner extents differ: {a.shape} @ {b.shape} pairs {a.shape[-1]} with "
+            f"{b.shape[0 if vector_b else -2]}"
+        )
+    if vector_a:
+        a = reshape(a, (1, -1))
+    if vector_b:
+        b = reshape(b, (-1, 1))
+    if a.ndim > 2 and b.ndim > 2 and a.shape[:-2] != b.shape[:-2]:
+        batch = broadcast_shape("matmul", a.shape[:-2], b.shape[:-2])
+        a, b = broadcast_to(a, batch + a.shape[-2:]), broadcast_to(b, batch + b.shape[-2:])
+    out = _matmul(a, b, False, False)
+    if vector_a or vector_b:
+        kept = out.shape[:-2]
+        kept += () if vector_a else (out.shape[-2],)
+        kept += () if vector_b else (out.shape[-1],)
+        out = reshape(out, kept)
+    return out
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Return ``x @ weight + bias``.
+
+    Parameters
+    ----------
+    x
+        (..., in_features).
+    weight
+        (in_features, out_features).
+    bias
+        (out_features,), or None.
+    """
+    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[0]:
+        raise ShapeError(
+            f"linear: x {x.shape} and weight {weight.shape} do not fit; the last extent of x "
+            "must be in_features, the first of weight"
+        )
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ShapeError(
+            f"linear: bias {bias.shape} must have shape {weight.shape[1:]}, one for each output"
+        )
+    out = matmul(x, weight)
+    return out if bias is None else out + bias
+
+
+__all__ = ["linear", "matmul"]

@@ -1,0 +1,110 @@
+"""The one table that binds Python's operators and methods onto `Array`."""
+
+from __future__ import annotations
+
+import sys
+
+from .. import autodiff
+from .. import device as devices
+from ..array import Array, asarray, from_host
+from ..dispatch import state
+from . import elementwise, linalg, reduction, shaping
+
+
+def _swapped(function):
+    return lambda x, y: function(y, x)
+
+
+_OPERATORS = {
+    "add": elementwise.add,
+    "sub": elementwise.subtract,
+    "mul": elementwise.multiply,
+    "truediv": elementwise.divide,
+    "pow": elementwise.pow,
+    "matmul": linalg.matmul,
+}
+
+_METHODS = {
+    "__neg__": elementwise.negative,
+    "__abs__": elementwise.abs,
+    "__eq__": elementwise.equal,
+    "__ne__": elementwise.not_equal,
+    "__lt__": elementwise.less,
+    "__le__": elementwise.less_equal,
+    "__gt__": elementwise.greater,
+    "__ge__": elementwise.greater_equal,
+    "__hash__": object.__hash__,
+    "astype": elementwise.astype,
+    "abs": elementwise.abs,
+    "exp": elementwise.exp,
+    "log": elementwise.log,
+    "sqrt": elementwise.sqrt,
+    "tanh": elementwise.tanh,
+    "sum": reduction.sum,
+    "mean": reduction.mean,
+    "max": reduction.max,
+    "min": reduction.min,
+    "argmax": reduction.argmax,
+    "permute_dims": shaping.permute_dims,
+    "backward": autodiff.backward,
+}
+
+
+def _reshape(x: Array, *shape) -> Array:
+    """Return the same elements in another shape: ``x.reshape(2, 3)`` or ``x.reshape((2, 3))``."""
+    return shaping.reshape(x, shape[0] if len(shape) == 1 else shape)
+
+
+def _to(x: Array, device: str) -> Array:
+    """Return the array on another device: itself if it is there already, else a copy.
+
+    The copy is not recorded: gradients do not flow from one device to another.
+    """
+    name = devices.resolve(device)
+    if name == x.device:
+        return x
+    moved = from_host(x._host(), name)
+    moved.requires_grad = x.requires_grad
+    return moved
+
+
+def _detach(x: Array) -> Array:
+    """Return the same value without its history."""
+    with autodiff.no_grad():
+        return shaping.reshape(x, x.shape)
+
+
+def bind() -> None:
+    """Give `Array` its operators and methods."""
+    for name, function in _OPERATORS.items():
+        setattr(Array, f"__{name}__", _operator(function))
+        setattr(Array, f"__r{name}__", _operator(_swapped(function)))
+    for name, function in _METHODS.items():
+        setattr(Array, name, function)
+    Array.reshape = _reshape
+    Array.to = _to
+    Array.detach = _detach
+    Array.T = property(_transposed)
+    Array.__array_namespace__ = lambda self, *, api_version=None: _namespace()
+
+
+def _operator(function):
+    def method(x, y):
+        return function(x, y)
+
+    return method
+
+
+def _transposed(x: Array) -> Array:
+    """The matrix transposed; for more dimensions see ``permute_dims``."""
+    if x.ndim != 2:
+        raise ValueError(f"T is for matrices, got shape {x.shape}; use ng.permute_dims")
+    return shaping.permute_dims(x, (1, 0))
+
+
+def _namespace():
+    return sys.modules["numbagrad"]
+
+
+
+__all__ = ["asarray", "bind", "state"]

@@ -1,0 +1,253 @@
+"""Reductions over any axes: sum, mean, max, min, argmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..array import Array, Spec, size_of
+from ..dispatch import Call, Op, Split, Views, apply, register
+from ..errors import DTypeError, ShapeError
+from .elementwise import astype, broadcast_to
+from .shaping import permute_dims, reshape
+
+Axis = int | tuple[int, ...] | None
+
+
+def normalise_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    """Return axes as sorted non-negative ints; None means all of them.
+
+    Raises
+    ------
+    ShapeError
+        If one is out of range or named twice.
+    """
+    if axis is None:
+        return tuple(range(ndim))
+    axes = (axis,) if isinstance(axis, (int, np.integer)) else tuple(axis)
+    for one in axes:
+        if not isinstance(one, (int, np.integer)) or not -ndim <= one < ndim:
+            raise ShapeError(
+                f"{op}: axis {one!r} is out of range for an array of {ndim} dimensions"
+            )
+    normal = tuple(sorted(int(one) % ndim for one in axes))
+    if len(set(normal)) != len(normal):
+        raise ShapeError(f"{op}: axis {axis} names a dimension twice")
+    return normal
+
+
+# An op reduces the run of axes `first` to `stop`; the functions below permute others into one.
+
+
+def _reduced(x: Spec, first: int, stop: int, keepdims: bool) -> tuple[int, ...]:
+    middle = (1,) * (stop - first) if keepdims else ()
+    return x.shape[:first] + middle + x.shape[stop:]
+
+
+def _extents(shape: tuple[int, ...], first: int, stop: int) -> tuple[int, int, int]:
+    """Return (outer, reduce, inner)."""
+    return size_of(shape[:first]), size_of(shape[first:stop]), size_of(shape[stop:])
+
+
+def _views(call: Call) -> Views:
+    _, reduce, inner = _extents(call.inputs[0].shape, call.first, call.stop)
+    return Views(
+        tuple((spec.size,) for spec in call.inputs),
+        tuple((spec.size,) for spec in call.outputs),
+        (reduce, inner),
+    )
+
+
+def _split_outer(call: Call) -> Split:
+    outer, reduce, inner = _extents(call.inputs[0].shape, call.first, call.stop)
+    return Split(outer, (reduce * inner,), (inner,) * len(call.outputs))
+
+
+def _sum_split(call: Call) -> list[Split]:
+    outer, reduce, inner = _extents(call.inputs[0].shape, call.first, call.stop)
+    splits = [_split_outer(call)]
+    if outer == 1:  # then the reduced axis leads, and can be cut into partial sums
+        splits.append(
+            Split(reduce, (inner,), ("sum",), lambda scalars, lo, hi: (hi - lo, scalars[1]))
+        )
+    return splits
+
+
+def _sum_infer(x, *, first, stop, keepdims):
+    if x.dtype.kind not in "fiu":
+        raise DTypeError(f"sum: dtype {x.dtype} makes no sense here; use x.astype('int64')")
+    return _reduced(x, first, stop, keepdims), x.dtype
+
+
+def _keep(x: Array, shape: tuple[int, ...], first: int, stop: int) -> Array:
+    """Give a reduced array its reduced axes back, with extent 1."""
+    return reshape(x, shape[:first] + (1,) * (stop - first) + shape[stop:])
+
+
+def _sum_vjp(grad_out, specs, first, stop):
+    shape = specs[0].shape
+    return broadcast_to(_keep(grad_out, shape, first, stop), shape)
+
+
+_SUM = register(
+    Op("sum", _sum_infer, "sum_forward", _sum_vjp, arrange=_views, split=_sum_split)
+)
+
+
+def _extremum_infer(name):
+    def infer(x, *, first, stop, keepdims):
+        _, reduce, _ = _extents(x.shape, first, stop)
+        if reduce == 0 and x.ndim:
+            raise ShapeError(f"{name}: no elements to choose from along the reduced axes of {x.shape}")
+        shape = _reduced(x, first, stop, keepdims)
+        return (shape, x.dtype), (shape, np.dtype(np.int64))
+
+    return infer
+
+
+def _extremum_vjp(grad_out, index, specs, first, stop):
+    shape = specs[0].shape
+    return apply(_PLACE, grad_out, index, shape=shape, first=first, stop=stop)
+
+
+def _extremum(name: str) -> Op:
+    return register(
+        Op(
+            name,
+            _extremum_infer(name),
+            f"{name}_forward",
+            _extremum_vjp,
+            outputs=("out", "index"),
+            arrange=_views,
+            split=lambda call: [_split_outer(call)],
+        )
+    )
+
+
+_MAX, _MIN = _extremum("max"), _extremum("min")
+
+
+def _pair_views(call: Call) -> Views:
+    shape = call.shape
+    _, reduce, inner = _extents(shape, call.first, call.stop)
+    return Views(
+        tuple((spec.size,) for spec in call.inputs), ((call.outputs[0].size,),), (reduce, inner)
+    )
+
+
+def _place_split(call: Call) -> list[Split]:
+    outer, reduce, inner = _extents(call.shape, call.first, call.stop)
+    return [Split(outer, (inner, inner), (reduce * inner,))]
+
+
+def _pick_split(call: Call) -> list[Split]:
+    outer, reduce, inner = _extents(call.shape, call.first, call.stop)
+    return [Split(outer, (reduce * inner, inner), (inner,))]
+
+
+_PLACE = register(
+    Op(
+        "place",
+        lambda x, index, *, shape, first, stop: (shape, x.dtype),
+        "place_forward",
+        lambda grad_out, index, first, stop: (
+            apply(_PICK, grad_out, index, shape=grad_out.shape, first=first, stop=stop),
+            None,
+        ),
+        arrange=_pair_views,
+        split=_place_split,
+    )
+)
+_PICK = register(
+    Op(
+        "pick",
+        lambda x, index, *, shape, first, stop: (index.shape, x.dtype),
+        "pick_forward",
+        lambda grad_out, index, shape, first, stop: (
+            apply(_PLACE, grad_out, index, shape=shape, first=first, stop=stop),
+            None,
+        ),
+        arrange=_pair_views,
+        split=_pick_split,
+    )
+)
+
+
+def _reduce(op: Op, x: Array, axis: Axis, keepdims: bool) -> Array | tuple[Array, ...]:
+    """Run a reduction; axes that do not lie together are brought to the end first."""
+    axes = normalise_axes(op.name, axis, x.ndim)
+    if not axes:
+        return apply(op, x, first=x.ndim, stop=x.ndim, keepdims=keepdims)
+    first, stop = axes[0], axes[-1] + 1
+    if stop - first == len(axes):
+        return apply(op, x, first=first, stop=stop, keepdims=keepdims)
+    kept = tuple(one for one in range(x.ndim) if one not in axes)
+    turned = permute_dims(x, kept + axes)
+    out = apply(op, turned, first=len(kept), stop=x.ndim, keepdims=False)
+    if not keepdims:
+        return out
+    shape = tuple(1 if one in axes else extent for one, extent in enumerate(x.shape))
+    return tuple(reshape(o, shape) for o in out) if isinstance(out, tuple) else reshape(out, shape)
+
+
+def sum(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
+    """Return the sum over axes.
+
+    Parameters
+    ----------
+    x
+        Floats or integers; booleans are counted as int64.
+    axis
+        One axis, several, or None for all.
+    keepdims
+        Keep the reduced axes with extent 1.
+
+    Examples
+    --------
+    >>> from numbagrad.array import asarray
+    >>> sum(asarray([[1.0, 2.0], [3.0, 4.0]]), axis=0)
+    Array([4., 6.], dtype=float32)
+    """
+    if x.dtype == bool:
+        x = astype(x, np.int64)
+    return _reduce(_SUM, x, axis, keepdims)
+
+
+def mean(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
+    """Return the mean over axes; integers are averaged as float32."""
+    if x.dtype.kind != "f":
+        x = astype(x, np.float32)
+    count = size_of(tuple(x.shape[one] for one in normalise_axes("mean", axis, x.ndim)))
+    if count == 0:
+        raise ShapeError(f"mean: no elements along axis {axis} of shape {x.shape}")
+    return sum(x, axis, keepdims=keepdims) * (1.0 / count)
+
+
+def max(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
+    """Return the largest element over axes; NaN if one is.
+
+    The gradient goes to the first of equal elements.
+    """
+    return _reduce(_MAX, x, axis, keepdims)[0]
+
+
+def min(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
+    """Return the smallest element over axes; NaN if one is."""
+    return _reduce(_MIN, x, axis, keepdims)[0]
+
+
+def argmax(x: Array, axis: int | None = None, *, keepdims: bool = False) -> Array:
+    """Return the index of the first largest element, along one axis or of the flattened array.
+
+    Returns
+    -------
+    Array
+        int64 indices.
+    """
+    if axis is not None and not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"argmax: axis must be one int or None, got {axis!r}")
+    return _reduce(_MAX, x, axis, keepdims)[1]
+
+
+__all__ = ["argmax", "max", "mean", "min", "sum"]

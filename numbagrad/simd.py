@@ -1,0 +1,837 @@
+"""SIMD vectors and the register tile, for use inside ``@njit`` kernels.
+
+A processor core adds 4, 8 or 16 floats with one instruction, if it is told to. This module tells
+it so in plain sight: ``load`` takes a vector of neighbouring elements, operators work on all its
+lanes at once, ``store`` puts it back::
+
+    @njit
+    def axpy(a, x, y, out):
+        for i in range(0, x.size, simd.lanes(x)):
+            n = min(simd.lanes(x), x.size - i)
+            simd.store(out, i, a * simd.load(x, i, n) + simd.load(y, i, n), n)
+
+``i`` counts elements from the start of the (contiguous) array, whatever its number of dimensions.
+With ``n``, only the first ``n`` lanes touch memory: tails are masked, never read out of bounds.
+How many lanes there are follows the processor that Numba compiles for. Integers and booleans
+have one lane, a plain scalar, so a kernel text serves them too.
+
+**The register tile.** Matrix products and convolutions are one loop: ``acc[i, j] += a[i] * b[j]``.
+Done naively each multiply-add waits for two loads. A tile keeps ``rows`` x ``columns`` vectors of
+``acc`` in registers: each step loads ``rows`` scalars of ``a`` and ``columns`` vectors of ``b`` and
+does ``rows * columns`` multiply-adds, enough independent ones to hide their latency (4 cycles, two
+a cycle: at least 8). AVX-512 has 32 registers, AVX2 has 16; a tile may fill them less the few that
+hold ``a`` and ``b``. Hence ``TILE_ROWS`` and ``TILE_COLUMNS``.
+
+With ``NUMBA_DISABLE_JIT=1`` every function here is plain NumPy on rows: kernels can be stepped
+through in a debugger.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import lower_builtin, models, register_model
+
+from . import jit
+
+__numba_extension__ = True  # how a call lowers is part of a kernel's cache key
+
+_features = jit.cpu_features()
+VECTOR_BYTES = 64 if "avx512f" in _features else 32 if "avx2" in _features else 16
+TILE_ROWS = 8 if VECTOR_BYTES == 64 else 6 if VECTOR_BYTES == 32 else 4
+TILE_COLUMNS = 2
+
+
+def _lane_count(dtype: types.Type) -> int:
+    """Lanes of a vector of this element type: integers and booleans are scalars."""
+    return VECTOR_BYTES * 8 // dtype.bitwidth if isinstance(dtype, types.Float) else 1
+
+
+# ------------------------------------------------------------------ the types
+
+
+class Vector(types.Type):
+    """``count`` lanes of one float dtype, held in a register."""
+
+    def __init__(self, dtype: types.Float):
+        self.dtype, self.count = dtype, _lane_count(dtype)
+        super().__init__(f"Vector({dtype} x {self.count})")
+
+
+class Mask(types.Type):
+    """One truth value a lane, the result of comparing vectors."""
+
+    def __init__(self, count: int):
+        self.count = count
+        super().__init__(f"Mask({count})")
+
+
+class Tile(types.Type):
+    """``rows`` x ``columns`` vectors that stay in registers."""
+
+    def __init__(self, dtype: types.Float, rows: int, columns: int):
+        self.vector, self.rows, self.columns = Vector(dtype), rows, columns
+        super().__init__(f"Tile({dtype}, {rows} x {columns})")
+
+
+def _llvm_vector(vector: Vector) -> ir.VectorType:
+    scalar = ir.FloatType() if vector.dtype.bitwidth == 32 else ir.DoubleType()
+    return ir.VectorType(scalar, vector.count)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _llvm_vector(kind))
+
+
+@register_model(Mask)
+class _MaskModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, ir.VectorType(ir.IntType(1), kind.count))
+
+
+@register_model(Tile)
+class _TileModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        lanes = _llvm_vector(kind.vector)
+        super().__init__(manager, kind, ir.ArrayType(lanes, kind.rows * kind.columns))
+
+
+# ----------------------------------------------------------- what kernels call
+#
+# Each function is plain NumPy here, and is given its types and its LLVM code further down.
+
+
+def lanes(x: np.ndarray) -> int:
+    """Return how many lanes a vector of ``x``'s dtype has: a constant of the compiled kernel."""
+    return VECTOR_BYTES // x.itemsize if x.dtype.kind == "f" else 1
+
+
+def load(x: np.ndarray, i: int, n: int | None = None):
+    """Return the elements ``x[i], x[i + 1], ...``; lanes from ``n`` on are 0."""
+    if lanes(x) == 1:
+        return x.reshape(-1)[i]
+    row = np.zeros(lanes(x), x.dtype)
+    n = len(row) if n is None else max(0, min(n, len(row)))
+    row[:n] = x.reshape(-1)[i : i + n]
+    return row
+
+
+def load_mask(x: np.ndarray, i: int, n: int, like: np.ndarray):
+    """Return booleans ``x[i], x[i + 1], ...`` as a mask for vectors of ``like``'s dtype."""
+    if lanes(like) == 1:
+        return x.reshape(-1)[i]
+    row = np.zeros(lanes(like), np.bool_)
+    row[:n] = x.reshape(-1)[i : i + min(n, len(row))]
+    return row
+
+
+def store(x: np.ndarray, i: int, value, n: int | None = None) -> None:
+    """Write a vector (or a mask, into booleans) to ``x[i], x[i + 1], ...``, ``n`` lanes of it."""
+    if np.ndim(value) == 0:
+        x.reshape(-1)[i] = value
+        return
+    n = len(value) if n is None else max(0, min(n, len(value)))
+    x.reshape(-1)[i : i + n] = value[:n]
+
+
+def splat(value, x: np.ndarray):
+    """Return a vector of ``x``'s dtype with ``value`` in every lane."""
+    value = x.dtype.type(value)
+    return value if lanes(x) == 1 else np.full(lanes(x), value)
+
+
+def fma(a, b, c):
+    """Return ``a * b + c``, rounded once where the processor has the instruction."""
+    return a * b + c
+
+
+def where(condition, a, b):
+    """Choose lane by lane: ``a`` where the mask holds, else ``b``."""
+    chosen = np.where(condition, a, b)
+    return chosen if chosen.ndim else chosen[()]
+
+
+def maximum(a, b):
+    """Return the larger lane; NaN if either is NaN."""
+    return np.maximum(a, b)
+
+
+def minimum(a, b):
+    """Return the smaller lane; NaN if either is NaN."""
+    return np.minimum(a, b)
+
+
+def sqrt(a):
+    """Return the square root of each lane."""
+    return np.sqrt(a)
+
+
+def exp(a):
+    """Return e to each lane."""
+    return np.exp(a)
+
+
+def log(a):
+    """Return the natural logarithm of each lane."""
+    return np.log(a)
+
+
+def tanh(a):
+    """Return the hyperbolic tangent of each lane."""
+    return np.tanh(a)
+
+
+def erf(a):
+    """Return the error function of each lane."""
+    values = [math.erf(value) for value in np.ravel(a)]
+    return np.asarray(values, np.asarray(a).dtype).reshape(np.shape(a))[()]
+
+
+def power(a, b):
+    """Return ``a`` to the power ``b``, lane by lane."""
+    return np.power(a, b)
+
+
+def reduce_sum(a):
+    """Return the sum of the lanes, added pairwise: always in the same order."""
+    return _pairwise(np.add, a)
+
+
+def reduce_max(a):
+    """Return the largest lane; NaN if one is NaN."""
+    return _pairwise(np.maximum, a)
+
+
+def reduce_min(a):
+    """Return the smallest lane; NaN if one is NaN."""
+    return _pairwise(np.minimum, a)
+
+
+def _pairwise(combine: Callable, a):
+    a = np.atleast_1d(a)
+    while len(a) > 1:
+        half = len(a) // 2
+        a = combine(a[:half], a[half:])
+    return a[0]
+
+
+def tile(x: np.ndarray, rows: int, columns: int):
+    """Return a register tile of zeros of ``x``'s dtype; both counts are literals."""
+    return np.zeros((rows, columns * (VECTOR_BYTES // x.itemsize)), x.dtype)
+
+
+def tile_fma(acc, a, ia, stride, rows, b, ib, width):
+    """Return ``acc[i, j] + a[ia + i * stride] * b[ib + j]``.
+
+    ``rows`` and ``width`` say how much of the tile counts: rows past the last repeat it and
+    columns past ``width`` are zero, so nothing out of bounds is read.
+    """
+    row = np.minimum(np.arange(acc.shape[0]), rows - 1)
+    values = np.zeros(acc.shape[1], b.dtype)
+    width = min(width, len(values))
+    values[:width] = b.reshape(-1)[ib : ib + width]
+    return acc + a.reshape(-1)[ia + row * stride][:, None] * values
+
+
+def tile_add(acc, x, i, width):
+    """Return the tile with the row ``x[i], ..., x[i + width - 1]`` added to each of its rows."""
+    values = np.zeros(acc.shape[1], x.dtype)
+    width = min(width, len(values))
+    values[:width] = x.reshape(-1)[i : i + width]
+    return acc + values
+
+
+def tile_load(acc, x, i, stride, rows, width):
+    """Return the tile filled from ``x[i + row * stride + column]``; its old values are dropped."""
+    acc = np.zeros_like(acc)
+    width = min(width, acc.shape[1])
+    for row in range(min(rows, len(acc))):
+        acc[row, :width] = x.reshape(-1)[i + row * stride :][:width]
+    return acc
+
+
+def tile_store(acc, x, i, stride, rows, width):
+    """Write ``rows`` rows and ``width`` columns of the tile to ``x[i + row * stride + column]``."""
+    width = min(width, acc.shape[1])
+    for row in range(min(rows, len(acc))):
+        x.reshape(-1)[i + row * stride : i + row * stride + width] = acc[row, :width]
+
+
+# ------------------------------------------------------- how a call is lowered
+
+
+def _typed(function: Callable) -> Callable:
+    """Register ``rule(*argument types) -> result type``, None where a call does not fit."""
+
+    def register(rule):
+        class Template(AbstractTemplate):
+            key = function
+
+            def generic(self, args, kws):
+                result = rule(*args) if not kws else None
+                return None if result is None else signature(result, *args)
+
+        infer_global(function, types.Function(Template))
+        return rule
+
+    return register
+
+
+def _coded(function: Callable, *pattern: type) -> Callable:
+    """Register ``code(builder, signature, args) -> LLVM value`` for calls of such types."""
+
+    def register(code):
+        @lower_builtin(function, *(pattern or (types.VarArg(types.Any),)))
+        def lower(context, builder, sig, args):
+            return code(context, builder, sig, args)
+
+        return code
+
+    return register
+
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+def _splat(builder: ir.IRBuilder, value: ir.Value, count: int) -> ir.Value:
+    """Copy one scalar into every lane."""
+    undefined = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, count), [0] * count)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _as_vector(context, builder, value, source: types.Type, vector: Vector) -> ir.Value:
+    """Bring a scalar operand into every lane, in the vector's dtype; vectors stay."""
+    if isinstance(source, Vector):
+        return value
+    return _splat(builder, context.cast(builder, value, source, vector.dtype), vector.count)
+
+
+def _address(context, builder, array_type, array, index, index_type) -> ir.Value:
+    """Return a pointer to the element ``index`` of a contiguous array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [context.cast(builder, index, index_type, types.intp)])
+
+
+def _vector_pointer(builder, pointer, lane_type: ir.Type, count: int) -> ir.Value:
+    return builder.bitcast(pointer, ir.VectorType(lane_type, count).as_pointer())
+
+
+def _first_lanes(builder, n: ir.Value, count: int) -> ir.Value:
+    """Return the mask whose first ``n`` lanes hold."""
+    index = ir.Constant(ir.VectorType(n.type, count), list(range(count)))
+    return builder.icmp_signed("<", index, _splat(builder, n, count))
+
+
+def _call(builder, name: str, result: ir.Type, args: list[ir.Value]) -> ir.Value:
+    """Call an LLVM intrinsic by its full name."""
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def _suffix(vector: ir.VectorType) -> str:
+    """Return the ending of an intrinsic's name for a vector type, such as ``v16f32``."""
+    bits = {"float": "f32", "double": "f64", "i8": "i8"}[str(vector.element)]
+    return f"v{vector.count}{bits}"
+
+
+def _masked_load(builder, pointer, mask, vector: ir.VectorType, align: int) -> ir.Value:
+    args = [pointer, ir.Constant(_I32, align), mask, ir.Constant(vector, None)]
+    return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", vector, args)
+
+
+def _masked_store(builder, value, pointer, mask, align: int) -> None:
+    args = [value, pointer, ir.Constant(_I32, align), mask]
+    _call(builder, f"llvm.masked.store.{_suffix(value.type)}.p0", ir.VoidType(), args)
+
+
+def _is_array(*candidates: types.Type) -> bool:
+    return all(isinstance(t, types.Array) and t.layout == "C" for t in candidates)
+
+
+# lanes, load, store, splat
+
+
+@_typed(lanes)
+def _(x):
+    return types.intp if _is_array(x) else None
+
+
+@_coded(lanes)
+def _(context, builder, sig, args):
+    return context.get_constant(types.intp, _lane_count(sig.args[0].dtype))
+
+
+def _element(dtype: types.Type) -> types.Type:
+    """Return what loading from an array of this dtype gives: a vector, or a scalar."""
+    return Vector(dtype) if _lane_count(dtype) > 1 else dtype
+
+
+@_typed(load)
+def _(x, i, n=types.intp):
+    return _element(x.dtype) if _is_array(x) else None
+
+
+@_coded(load)
+def _(context, builder, sig, args):
+    pointer = _address(context, builder, sig.args[0], args[0], args[1], sig.args[1])
+    result = sig.return_type
+    if not isinstance(result, Vector):
+        return context.unpack_value(builder, result, pointer)
+    vector, align = _llvm_vector(result), result.dtype.bitwidth // 8
+    if len(args) == 2:
+        pointer = _vector_pointer(builder, pointer, vector.element, vector.count)
+        return builder.load(pointer, align=align)
+    n = context.cast(builder, args[2], sig.args[2], types.intp)
+    pointer = _vector_pointer(builder, pointer, vector.element, vector.count)
+    return _masked_load(builder, pointer, _first_lanes(builder, n, vector.count), vector, align)
+
+
+@_typed(load_mask)
+def _(x, i, n, like):
+    if not _is_array(x, like) or x.dtype != types.boolean:
+        return None
+    count = _lane_count(like.dtype)
+    return Mask(count) if count > 1 else types.boolean
+
+
+@_coded(load_mask)
+def _(context, builder, sig, args):
+    pointer = _address(context, builder, sig.args[0], args[0], args[1], sig.args[1])
+    if not isinstance(sig.return_type, Mask):
+        return context.unpack_value(builder, types.boolean, pointer)
+    count = sig.return_type.count
+    bytes_type = ir.VectorType(ir.IntType(8), count)
+    pointer = _vector_pointer(builder, pointer, bytes_type.element, count)
+    n = context.cast(builder, args[2], sig.args[2], types.intp)
+    loaded = _masked_load(builder, pointer, _first_lanes(builder, n, count), bytes_type, 1)
+    return builder.icmp_unsigned("!=", loaded, ir.Constant(bytes_type, None))
+
+
+@_typed(store)
+def _(x, i, value, n=types.intp):
+    return types.none if _is_array(x) else None
+
+
+@_coded(store)
+def _(context, builder, sig, args):
+    pointer = _address(context, builder, sig.args[0], args[0], args[1], sig.args[1])
+    value, kind = args[2], sig.args[2]
+    if not isinstance(kind, (Vector, Mask)):
+        dtype = sig.args[0].dtype
+        context.pack_value(builder, dtype, context.cast(builder, value, kind, dtype), pointer)
+        return context.get_dummy_value()
+    if isinstance(kind, Mask):
+        value, align = builder.zext(value, ir.VectorType(ir.IntType(8), kind.count)), 1
+    else:
+        align = kind.dtype.bitwidth // 8
+    pointer = _vector_pointer(builder, pointer, value.type.element, kind.count)
+    if len(args) == 3:
+        builder.store(value, pointer, align=align)
+    else:
+        n = context.cast(builder, args[3], sig.args[3], types.intp)
+        _masked_store(builder, value, pointer, _first_lanes(builder, n, kind.count), align)
+    return context.get_dummy_value()
+
+
+@_typed(splat)
+def _(value, x):
+    return _element(x.dtype) if _is_array(x) else None
+
+
+@_coded(splat)
+def _(context, builder, sig, args):
+    if isinstance(sig.return_type, Vector):
+        return _as_vector(context, builder, args[0], sig.args[0], sig.return_type)
+    return context.cast(builder, args[0], sig.args[0], sig.return_type)
+
+
+# Arithmetic and comparison. One operand may be a scalar: it is cast to the vector's dtype, so
+# a literal 0.5 beside a float32 vector brings no float64 arithmetic.
+
+
+def _common(*operands: types.Type) -> Vector | None:
+    """Return the vector type that all operands can be brought to, None without a vector."""
+    vectors = {operand for operand in operands if isinstance(operand, Vector)}
+    rest = [operand for operand in operands if not isinstance(operand, (Vector, types.Number))]
+    return vectors.pop() if len(vectors) == 1 and not rest else None
+
+
+def _operator(function: Callable, instruction: str) -> None:
+    @_typed(function)
+    def _(a, b):
+        return _common(a, b)
+
+    def code(context, builder, sig, args):
+        sides = zip(args, sig.args, strict=True)
+        a, b = (_as_vector(context, builder, *side, sig.return_type) for side in sides)
+        return getattr(builder, instruction)(a, b)
+
+    for pattern in [(Vector, Vector), (Vector, types.Number), (types.Number, Vector)]:
+        _coded(function, *pattern)(code)
+
+
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
+_operator(operator.iadd, "fadd")
+_operator(operator.isub, "fsub")
+_operator(operator.imul, "fmul")
+
+
+def _comparison(function: Callable, symbol: str) -> None:
+    @_typed(function)
+    def _(a, b):
+        vector = _common(a, b)
+        return Mask(vector.count) if vector else None
+
+    def code(context, builder, sig, args):
+        vector = _common(*sig.args)
+        sides = zip(args, sig.args, strict=True)
+        a, b = (_as_vector(context, builder, *side, vector) for side in sides)
+        compare = builder.fcmp_unordered if symbol == "!=" else builder.fcmp_ordered
+        return compare(symbol, a, b)
+
+    for pattern in [(Vector, Vector), (Vector, types.Number), (types.Number, Vector)]:
+        _coded(function, *pattern)(code)
+
+
+_comparison(operator.lt, "<")
+_comparison(operator.le, "<=")
+_comparison(operator.gt, ">")
+_comparison(operator.ge, ">=")
+_comparison(operator.eq, "==")
+_comparison(operator.ne, "!=")
+
+
+@_typed(operator.neg)
+def _(a):
+    return a if isinstance(a, Vector) else None
+
+
+@_coded(operator.neg, Vector)
+def _(context, builder, sig, args):
+    return builder.fneg(args[0])
+
+
+for _function, _instruction in [(operator.and_, "and_"), (operator.or_, "or_")]:
+
+    @_typed(_function)
+    def _(a, b):
+        return a if isinstance(a, Mask) and a == b else None
+
+    @_coded(_function, Mask, Mask)
+    def _(context, builder, sig, args, instruction=_instruction):
+        return getattr(builder, instruction)(*args)
+
+
+@_typed(operator.invert)
+def _(a):
+    return a if isinstance(a, Mask) else None
+
+
+@_coded(operator.invert, Mask)
+def _(context, builder, sig, args):
+    return builder.not_(args[0])
+
+
+# Functions of vectors that are one LLVM intrinsic; scalars go through the same one.
+
+
+def _scalar_or_vector(*operands: types.Type) -> types.Type | None:
+    """Return the type that a lane-wise function of these operands has."""
+    vector = _common(*operands)
+    if vector:
+        return vector
+    scalars = {operand for operand in operands if isinstance(operand, (types.Number, types.Boolean))}
+    if len(scalars) == len(set(operands)) == 1:
+        return types.unliteral(scalars.pop())
+    return None
+
+
+def _as_type(context, builder, value, source, target) -> ir.Value:
+    if isinstance(target, Vector):
+        return _as_vector(context, builder, value, source, target)
+    return context.cast(builder, value, source, target)
+
+
+def _intrinsic(function: Callable, name: str, count: int) -> None:
+    """Lower a function of ``count`` floats or vectors to the LLVM intrinsic ``name``."""
+
+    def rule(*operands):
+        result = _scalar_or_vector(*operands)
+        is_float = isinstance(result, (Vector, types.Float))
+        return result if is_float and len(operands) == count else None
+
+    _typed(function)(rule)
+
+    @_coded(function)
+    def _(context, builder, sig, args):
+        result = sig.return_type
+        sides = zip(args, sig.args, strict=True)
+        values = [_as_type(context, builder, *side, result) for side in sides]
+        kind = values[0].type
+        suffix = _suffix(kind) if isinstance(result, Vector) else f"f{result.bitwidth}"
+        return _call(builder, f"llvm.{name}.{suffix}", kind, values)
+
+
+_intrinsic(fma, "fmuladd", 3)  # one instruction where there is one, else multiply and add
+_intrinsic(sqrt, "sqrt", 1)
+_intrinsic(exp, "exp", 1)
+_intrinsic(log, "log", 1)
+_intrinsic(tanh, "tanh", 1)
+
+
+def _extremum(function: Callable, name: str, symbol: str) -> None:
+    @_typed(function)
+    def _(a, b):
+        return _scalar_or_vector(a, b)
+
+    @_coded(function)
+    def _(context, builder, sig, args):
+        result = sig.return_type
+        sides = zip(args, sig.args, strict=True)
+        a, b = (_as_type(context, builder, *side, result) for side in sides)
+        if isinstance(result, (Vector, types.Float)):
+            suffix = _suffix(a.type) if isinstance(result, Vector) else f"f{result.bitwidth}"
+            return _call(builder, f"llvm.{name}.{suffix}", a.type, [a, b])
+        signed = isinstance(result, types.Integer) and result.signed
+        compare = builder.icmp_signed if signed else builder.icmp_unsigned
+        return builder.select(compare(symbol, a, b), a, b)
+
+
+_extremum(maximum, "maximum", ">")
+_extremum(minimum, "minimum", "<")
+
+
+def _lanewise(function: Callable, name: str, count: int) -> None:
+    """Lower a function to one call of the C library's ``name`` for each lane."""
+
+    def rule(*operands):
+        result = _scalar_or_vector(*operands)
+        is_float = isinstance(result, (Vector, types.Float))
+        return result if is_float and len(operands) == count else None
+
+    _typed(function)(rule)
+
+    @_coded(function)
+    def _(context, builder, sig, args):
+        result = sig.return_type
+        sides = zip(args, sig.args, strict=True)
+        values = [_as_type(context, builder, *side, result) for side in sides]
+        dtype = result.dtype if isinstance(result, Vector) else result
+        scalar = context.get_value_type(dtype)
+        symbol = name + ("f" if dtype.bitwidth == 32 else "")
+        if not isinstance(result, Vector):
+            return _call(builder, symbol, scalar, values)
+        out = ir.Constant(values[0].type, ir.Undefined)
+        for lane in range(result.count):
+            index = ir.Constant(_I32, lane)
+            picked = [builder.extract_element(value, index) for value in values]
+            out = builder.insert_element(out, _call(builder, symbol, scalar, picked), index)
+        return out
+
+
+_lanewise(erf, "erf", 1)
+_lanewise(power, "pow", 2)
+
+
+@_typed(abs)
+def _(a):
+    return a if isinstance(a, Vector) else None
+
+
+@_coded(abs, Vector)
+def _(context, builder, sig, args):
+    return _call(builder, f"llvm.fabs.{_suffix(args[0].type)}", args[0].type, list(args))
+
+
+@_typed(where)
+def _(condition, a, b):
+    result = _scalar_or_vector(a, b)
+    if isinstance(result, Vector):
+        fits = isinstance(condition, Mask) and condition.count == result.count
+    else:
+        fits = isinstance(condition, types.Boolean)
+    return result if fits else None
+
+
+@_coded(where)
+def _(context, builder, sig, args):
+    result = sig.return_type
+    a, b = (_as_type(context, builder, args[k], sig.args[k], result) for k in (1, 2))
+    return builder.select(args[0], a, b)
+
+
+def _reduction(function: Callable, combine: Callable) -> None:
+    """Lower a reduction over lanes: fold the upper half onto the lower until one is left."""
+
+    @_typed(function)
+    def _(a):
+        return a.dtype if isinstance(a, Vector) else a if isinstance(a, types.Number) else None
+
+    @_coded(function)
+    def _(context, builder, sig, args):
+        if not isinstance(sig.args[0], Vector):
+            return args[0]
+        value, count = args[0], sig.args[0].count
+        while count > 1:
+            count //= 2
+            halves = (range(count), range(count, 2 * count))
+            index = ir.VectorType(_I32, count)
+            low, high = (
+                builder.shuffle_vector(
+                    value, ir.Constant(value.type, ir.Undefined), ir.Constant(index, list(half))
+                )
+                for half in halves
+            )
+            value = combine(builder, low, high)
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+
+def _fold(name: str) -> Callable:
+    def combine(builder, low, high):
+        return _call(builder, f"llvm.{name}.{_suffix(low.type)}", low.type, [low, high])
+
+    return combine
+
+
+_reduction(reduce_sum, lambda builder, low, high: builder.fadd(low, high))
+_reduction(reduce_max, _fold("maximum"))
+_reduction(reduce_min, _fold("minimum"))
+
+
+# The tile: an LLVM array of vectors, which its optimiser keeps in registers.
+
+
+@_typed(tile)
+def _(x, rows, columns):
+    literal = all(isinstance(count, types.IntegerLiteral) for count in (rows, columns))
+    if not _is_array(x) or not isinstance(x.dtype, types.Float) or not literal:
+        return None
+    return Tile(x.dtype, rows.literal_value, columns.literal_value)
+
+
+@_coded(tile)
+def _(context, builder, sig, args):
+    return ir.Constant(context.get_value_type(sig.return_type), None)
+
+
+def _row_of(context, builder, array_type, array, start, width, kind: Tile) -> list[ir.Value]:
+    """Load the tile's ``columns`` vectors from ``array[start], ...``, ``width`` elements of it."""
+    vector, align = _llvm_vector(kind.vector), kind.vector.dtype.bitwidth // 8
+    pointer = _address(context, builder, array_type, array, start, types.intp)
+    loaded = []
+    for column in range(kind.columns):
+        offset = ir.Constant(_I64, column * vector.count)
+        mask = _first_lanes(builder, builder.sub(width, offset), vector.count)
+        at = builder.gep(pointer, [offset])
+        at = _vector_pointer(builder, at, vector.element, vector.count)
+        loaded.append(_masked_load(builder, at, mask, vector, align))
+    return loaded
+
+
+def _integers(context, builder, sig, args, *positions: int) -> list[ir.Value]:
+    return [context.cast(builder, args[k], sig.args[k], types.intp) for k in positions]
+
+
+@_typed(tile_fma)
+def _(acc, a, ia, stride, rows, b, ib, width):
+    fits = isinstance(acc, Tile) and _is_array(a, b) and a.dtype == b.dtype == acc.vector.dtype
+    return acc if fits else None
+
+
+@_coded(tile_fma)
+def _(context, builder, sig, args):
+    kind = sig.return_type
+    ia, stride, rows, ib, width = _integers(context, builder, sig, args, 2, 3, 4, 6, 7)
+    b_row = _row_of(context, builder, sig.args[5], args[5], ib, width, kind)
+    last = builder.sub(rows, ir.Constant(_I64, 1))
+    acc, vector = args[0], b_row[0].type
+    for row in range(kind.rows):
+        index = ir.Constant(_I64, row)
+        index = builder.select(builder.icmp_signed("<", index, last), index, last)
+        at = builder.add(ia, builder.mul(index, stride))
+        pointer = _address(context, builder, sig.args[1], args[1], at, types.intp)
+        a_lanes = _splat(builder, builder.load(pointer), vector.count)
+        for column, b_lanes in enumerate(b_row):
+            place = row * kind.columns + column
+            old = builder.extract_value(acc, place)
+            new = _call(builder, f"llvm.fmuladd.{_suffix(vector)}", vector, [a_lanes, b_lanes, old])
+            acc = builder.insert_value(acc, new, place)
+    return acc
+
+
+@_typed(tile_add)
+def _(acc, x, i, width):
+    fits = isinstance(acc, Tile) and _is_array(x) and x.dtype == acc.vector.dtype
+    return acc if fits else None
+
+
+@_coded(tile_add)
+def _(context, builder, sig, args):
+    kind, acc = sig.return_type, args[0]
+    i, width = _integers(context, builder, sig, args, 2, 3)
+    row_values = _row_of(context, builder, sig.args[1], args[1], i, width, kind)
+    for place in range(kind.rows * kind.columns):
+        old = builder.extract_value(acc, place)
+        new = builder.fadd(old, row_values[place % kind.columns])
+        acc = builder.insert_value(acc, new, place)
+    return acc
+
+
+@_typed(tile_load)
+def _(acc, x, i, stride, rows, width):
+    fits = isinstance(acc, Tile) and _is_array(x) and x.dtype == acc.vector.dtype
+    return acc if fits else None
+
+
+@_coded(tile_load)
+def _(context, builder, sig, args):
+    kind, acc = sig.return_type, args[0]
+    i, stride, rows, width = _integers(context, builder, sig, args, 2, 3, 4, 5)
+    for row in range(kind.rows):
+        index = ir.Constant(_I64, row)
+        inside = builder.icmp_signed("<", index, rows)
+        used = builder.select(inside, width, ir.Constant(_I64, 0))
+        start = builder.add(i, builder.mul(index, stride))
+        values = _row_of(context, builder, sig.args[1], args[1], start, used, kind)
+        for column, value in enumerate(values):
+            acc = builder.insert_value(acc, value, row * kind.columns + column)
+    return acc
+
+
+@_typed(tile_store)
+def _(acc, x, i, stride, rows, width):
+    fits = isinstance(acc, Tile) and _is_array(x) and x.dtype == acc.vector.dtype
+    return types.none if fits else None
+
+
+@_coded(tile_store)
+def _(context, builder, sig, args):
+    kind = sig.args[0]
+    vector, align = _llvm_vector(kind.vector), kind.vector.dtype.bitwidth // 8
+    i, stride, rows, width = _integers(context, builder, sig, args, 2, 3, 4, 5)
+    for row in range(kind.rows):
+        index = ir.Constant(_I64, row)
+        with builder.if_then(builder.icmp_signed("<", index, rows)):
+            start = builder.add(i, builder.mul(index, stride))
+            pointer = _address(context, builder, sig.args[1], args[1], start, types.intp)
+            for column in range(kind.columns):
+                offset = ir.Constant(_I64, column * vector.count)
+                mask = _first_lanes(builder, builder.sub(width, offset), vector.count)
+                at = builder.gep(pointer, [offset])
+                at = _vector_pointer(builder, at, vector.element, vector.count)
+                value = builder.extract_value(args[0], row * kind.columns + column)
+                _masked_store(builder, value, at, mask, align)
+    return context.get_dummy_value()
