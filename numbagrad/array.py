@@ -26,10 +26,12 @@ class Spec(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return size_of(self.shape)
 
     @property
     def ndim(self) -> int:
+        """Number of dimensions."""
         return len(self.shape)
 
 
@@ -316,7 +318,7 @@ def asarray(
             )
         array = x.astype(x.dtype if dtype is None else dtype)
         if requires_grad and not array.requires_grad:
-            array = Array(array._data, array.shape, array.dtype, array.device)
+            array = array.detach()  # another object: x itself stays as it is
     else:
         host = np.asarray(x)
         if dtype is not None:

@@ -40,7 +40,7 @@ class Node:
         What the op's vjp asked for by name; None once the tape has been used up.
     """
 
-    __slots__ = ("op", "order", "parents", "params", "saved", "spec", "specs")
+    __slots__ = ("op", "order", "params", "parents", "saved", "spec", "specs")
 
     def __init__(self, op: Op, inputs, outputs, params):
         self.op = op
@@ -83,7 +83,13 @@ class Node:
             else:
                 arguments[name] = self.params[name]
         grads = self.op.vjp(grad_out, **arguments)
-        return grads if isinstance(grads, tuple) else (grads,)
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        if len(grads) != len(self.parents):
+            raise GraphError(
+                f"{self.op.name}: its vjp returned {len(grads)} gradients for "
+                f"{len(self.parents)} inputs; return one for each, None where there is none"
+            )
+        return grads
 
 
 class _Saved:

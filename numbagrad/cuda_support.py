@@ -470,6 +470,21 @@ def to_device(array: np.ndarray, stream: Stream = 0) -> DeviceArray:
     return out
 
 
+def constant(array: np.ndarray) -> np.ndarray | DeviceArray:
+    """Return the device's copy of a small array, made when its content is first seen.
+
+    For what many launches share, such as the strides of operands that broadcast.
+    """
+    if _recorder.get() is not None:
+        return array
+    return _constant(array.tobytes(), array.shape, array.dtype)
+
+
+@lru_cache(maxsize=4096)
+def _constant(content: bytes, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
+    return to_device(np.frombuffer(content, dtype).reshape(shape))
+
+
 def to_host(array: DeviceArray, stream: Stream = 0) -> np.ndarray:
     """Wait for the stream, and copy a device array to a new NumPy array."""
     if not array.size:

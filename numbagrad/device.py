@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -19,6 +20,7 @@ from . import kernels_cpu
 from .errors import DeviceError, nearest
 
 DEVICES = ("cpu", "cuda")
+MAX_CHECKS = 256  # error flags that may wait for the next read
 
 
 class CPU:
@@ -26,6 +28,7 @@ class CPU:
 
     name = "cpu"
     kernels: ModuleType = kernels_cpu
+    launch_arguments = ()  # what every kernel or launcher is given last
 
     @staticmethod
     def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -59,6 +62,11 @@ class CPU:
         np.copyto(target, source)
 
     @staticmethod
+    def check(raise_bad_value: Callable) -> None:
+        """Look at a kernel's error flag: ``raise_bad_value(read=...)`` raises if it is set."""
+        raise_bad_value(read=CPU.to_host)
+
+    @staticmethod
     def synchronize() -> None:
         """Do nothing: CPU kernels have finished when they return."""
 
@@ -78,6 +86,8 @@ class CUDA:
         self.kernels = kernels_cuda
         self.is_simulator = cuda_support.SIMULATOR
         self.stream = cuda_support.default_stream()
+        self.launch_arguments = (self.stream,)
+        self._checks: list[Callable] = []
 
     def empty(self, shape, dtype):
         return self.support.empty(shape, dtype, self.stream)
@@ -86,6 +96,10 @@ class CUDA:
         return self.support.to_device(np.ascontiguousarray(value), self.stream)
 
     def to_host(self, data) -> np.ndarray:
+        self._check_all()
+        return self._read(data)
+
+    def _read(self, data) -> np.ndarray:
         return self.support.to_host(data, self.stream)
 
     def reshape(self, data, shape):
@@ -100,8 +114,20 @@ class CUDA:
     def copy_into(self, target, source) -> None:
         self.support.copy_into(target, source, self.stream)
 
+    def check(self, raise_bad_value: Callable) -> None:
+        """Put a look at an error flag off to the next read: it would make the host wait."""
+        self._checks.append(raise_bad_value)
+        if len(self._checks) >= MAX_CHECKS:
+            self._check_all()
+
+    def _check_all(self) -> None:
+        checks, self._checks = self._checks, []
+        for raise_bad_value in checks:
+            raise_bad_value(read=self._read)
+
     def synchronize(self) -> None:
         self.support.synchronize()
+        self._check_all()
 
 
 @functools.cache

@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -23,15 +24,14 @@ import numpy as np
 
 from . import device as devices
 from .array import Array, Spec, State, require_same_device, size_of
+from .errors import NO_ERROR
 from .jit import load_source
-
-NO_ERROR = np.iinfo(np.int64).max
-"""What a kernel leaves in its error output when all values were good."""
 
 # Sharding. All of it depends on shapes only, so that bits do not depend on the thread count.
 SHARD_NS = 20_000  # a shard takes at least this long, or threads cost more than they gain
 MAX_SHARDS = 16
 MAX_PARTIAL_SHARDS = 8  # each needs its own copy of the output
+MAX_PLANS = 1024  # for each op; a program with ever new shapes must not keep them all
 NS_PER_FLOP, NS_PER_BYTE = 0.02, 0.1  # one core: 50 GFLOP/s, 10 GB/s
 
 
@@ -45,6 +45,7 @@ class Call:
 
     @property
     def device(self) -> str:
+        """Where the call runs."""
         return self.outputs[0].device
 
     def __getattr__(self, name: str) -> Any:
@@ -228,10 +229,41 @@ class Plan:
     """What the eager interpreter decided for one op on given shapes."""
 
     call: Call
-    views: Views | None
-    kernel: Callable | None
-    workspace: tuple[tuple[tuple[int, ...], np.dtype], ...]
-    shards: _Shards | None
+    backend: devices.CPU | devices.CUDA
+    views: Views | None = None
+    kernel: Callable | None = None
+    workspace: tuple[tuple[tuple[int, ...], np.dtype], ...] = ()
+    shards: _Shards | None = None
+
+    def __post_init__(self):
+        # Which buffers the kernel sees in another shape; None for those it takes as they are.
+        if self.views is not None:
+            self._inputs = _changed(self.call.inputs, self.views.inputs)
+            self._outputs = _changed(self.call.outputs, self.views.outputs)
+
+    def run(self, inputs: list, outputs: list) -> None:
+        """Run the kernel on raw buffers."""
+        backend, scalars = self.backend, self.views.scalars
+        inputs = _reshaped(backend, inputs, self._inputs)
+        outputs = _reshaped(backend, outputs, self._outputs)
+        if self.shards is not None:
+            self.shards.run(inputs, outputs)
+            return
+        if self.workspace:
+            outputs = outputs + [backend.empty(shape, dtype) for shape, dtype in self.workspace]
+        self.kernel(*inputs, *scalars, *outputs, *backend.launch_arguments)
+
+
+def _changed(specs: tuple[Spec, ...], shapes: tuple[tuple[int, ...], ...]) -> list:
+    pairs = list(zip(specs, shapes, strict=True))
+    return [None if spec.shape == tuple(shape) else shape for spec, shape in pairs]
+
+
+def _reshaped(backend, buffers: list, shapes: list) -> list:
+    return [
+        buffer if shape is None else backend.reshape(buffer, shape)
+        for buffer, shape in zip(buffers, shapes, strict=True)
+    ]
 
 
 def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
@@ -239,6 +271,8 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     key = tuple(params.values()), tuple([(x.shape, x.dtype, x.device) for x in inputs])
     plan = op._plans.get(key)
     if plan is None:
+        if len(op._plans) >= MAX_PLANS:
+            op._plans.clear()
         specs = tuple(x.spec for x in inputs)
         plan = op._plans[key] = make_plan(op, specs, params)
     return plan
@@ -274,15 +308,17 @@ def make_views(op: Op, call: Call) -> Views:
 def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
     """Decide how to run a call: outputs, views, workspace, shards."""
     call = make_call(op, specs, params)
+    backend = devices.backend(call.device)
     if op.kernel is None:
-        return Plan(call, None, None, (), None)
+        return Plan(call, backend)
     views = make_views(op, call)
     kernel = _find_kernel(op, call.device)
-    workspace = tuple((tuple(s), np.dtype(d)) for s, d in (op.workspace(call) if op.workspace else ()))
+    wanted = op.workspace(call) if op.workspace else ()
+    workspace = tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in wanted)
     shards = None
     if call.device == "cpu" and op.split is not None:
         shards = _choose_shards(op, call, views, kernel, workspace)
-    return Plan(call, views, kernel, workspace, shards)
+    return Plan(call, backend, views, kernel, workspace, shards)
 
 
 def _find_kernel(op: Op, device: str) -> Callable:
@@ -302,8 +338,7 @@ def run_eagerly(
 ) -> tuple[Array, ...]:
     """Run the op's kernel now. With `targets`, its outputs are written into them."""
     plan = plan_for(op, inputs, params)
-    call = plan.call
-    backend = devices.backend(call.device)
+    call, backend = plan.call, plan.backend
     if plan.kernel is None:
         data = inputs[0]._data
         if isinstance(inputs[0], State):  # a view of a state would change with it
@@ -317,9 +352,9 @@ def run_eagerly(
         _require_fitting_targets(op, call, targets)
         buffers = [target._data for target in targets]
         buffers += [backend.empty(s.shape, s.dtype) for s in call.outputs[len(targets) :]]
-    run_plan(plan, backend, [x._data for x in inputs], buffers)
+    plan.run([x._data for x in inputs], buffers)
     if op.check is not None:
-        _raise_bad_value(op, backend, buffers.pop(), inputs, call)
+        backend.check(partial(_raise_bad_value, op, buffers.pop(), inputs, call))
     if targets is not None:
         return targets
     return tuple(
@@ -328,25 +363,6 @@ def run_eagerly(
             for buffer, spec in zip(buffers, call.outputs, strict=False)
         ]
     )
-
-
-def run_plan(plan: Plan, backend, inputs: list, outputs: list) -> None:
-    """Run a plan's kernel on raw buffers."""
-    views = plan.views
-    ins = [_viewed(backend, x, shape) for x, shape in zip(inputs, views.inputs, strict=True)]
-    outs = [_viewed(backend, x, shape) for x, shape in zip(outputs, views.outputs, strict=True)]
-    if plan.shards is not None:
-        plan.shards.run(ins, views.scalars, outs)
-        return
-    scratch = [backend.empty(shape, dtype) for shape, dtype in plan.workspace]
-    if backend.name == "cpu":
-        plan.kernel(*ins, *views.scalars, *outs, *scratch)
-    else:
-        plan.kernel(*ins, *views.scalars, *outs, *scratch, backend.stream)
-
-
-def _viewed(backend, data, shape: tuple[int, ...]):
-    return data if data.shape == shape else backend.reshape(data, shape)
 
 
 def _require_fitting_targets(op: Op, call: Call, targets: tuple[State, ...]) -> None:
@@ -359,8 +375,8 @@ def _require_fitting_targets(op: Op, call: Call, targets: tuple[State, ...]) -> 
             )
 
 
-def _raise_bad_value(op: Op, backend, flag, inputs: tuple[Array, ...], call: Call) -> None:
-    position = int(backend.to_host(flag)[0])
+def _raise_bad_value(op: Op, flag, inputs: tuple[Array, ...], call: Call, read: Callable) -> None:
+    position = int(read(flag)[0])
     if position != NO_ERROR:
         op.check(position, inputs, call)
 
@@ -403,7 +419,7 @@ class _Shards:
         whole = views.scalars
         each = [
             split.scalars(whole, int(lo), int(hi)) if split.scalars else whole
-            for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)
+            for lo, hi in pairwise(bounds)
         ]
         # A parameter that differs from shard to shard becomes an array, one entry each.
         self.varies = tuple(
@@ -429,7 +445,7 @@ class _Shards:
         )
         self.driver = shard_driver(kernel, modes, len(workspace))
 
-    def run(self, inputs: list, scalars: tuple, outputs: list) -> None:
+    def run(self, inputs: list, outputs: list) -> None:
         outs = [
             out if partial is None else np.empty(*partial)
             for out, partial in zip(outputs, self.partial, strict=True)
@@ -493,7 +509,7 @@ def {function.__name__}_sharded(bounds, steps, {", ".join(names)}):
     for shard in prange(bounds.size - 1):
         lo, hi = bounds[shard], bounds[shard + 1]
         {function.__name__}(
-            {(","+chr(10)+"            ").join(arguments)},
+            {("," + chr(10) + "            ").join(arguments)},
         )
 '''
     module = load_source(f"{function.__name__}_sharded", text, {function.__name__: kernel})

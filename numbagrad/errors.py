@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NO_ERROR = 2**63 - 1
+"""What a kernel leaves in its int64 error output when all values were good."""
+
 
 class ShapeError(ValueError):
     """Shapes that do not fit together, or an axis that is not there."""

@@ -121,7 +121,7 @@ def _pieces(value: object, seen: set[int]) -> Iterator[bytes]:
         yield from _extension_source(value.__module__, seen)
         yield from _code_pieces(value.__code__)
         yield repr(value.__defaults__).encode()
-        for name, found in _references(value):
+        for name, found in references(value):
             yield name.encode()
             yield from _pieces(found, seen)
     elif isinstance(value, np.ndarray):
@@ -143,7 +143,7 @@ def _code_pieces(code: pytypes.CodeType) -> Iterator[bytes]:
             yield repr(constant).encode()
 
 
-def _references(function: pytypes.FunctionType) -> Iterator[tuple[str, object]]:
+def references(function: pytypes.FunctionType) -> Iterator[tuple[str, object]]:
     """Yield the globals, module attributes and closure values that a function names."""
     names = set(_names(function.__code__))
     for name in sorted(names & function.__globals__.keys()):
@@ -216,7 +216,9 @@ class ContentCache:
 
     def disable(self) -> None: ...
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Forget the key: Numba's ``recompile()`` asks for it, when a callee may be another."""
+        self.__dict__.pop("_key", None)
 
 
 class Kernel(CPUDispatcher):

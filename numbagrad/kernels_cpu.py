@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import formulas, simd
+from .errors import NO_ERROR
 from .jit import njit
 
 
@@ -386,7 +387,7 @@ ROWS, COLUMNS = simd.TILE_ROWS, simd.TILE_COLUMNS
 
 
 @njit
-def transpose_into(x, at, rows, columns, out, to):
+def _transpose_into(x, at, rows, columns, out, to):
     """out[to + j rows + i] = x[at + i columns + j]: a matrix turned."""
     for i in range(rows):
         for j in range(columns):
@@ -427,7 +428,7 @@ def matmul_forward(a, b, transpose_a, transpose_b, first, out, turned):
         at = which * m * n
         if transpose_b:
             if which == 0 or b.shape[0] > 1:
-                transpose_into(b.reshape(-1), at_b, n, k, turned, 0)
+                _transpose_into(b.reshape(-1), at_b, n, k, turned, 0)
             _product(a, at_a, row_a, step_a, turned, 0, n, out, at, m, n, k)
         else:
             _product(a, at_a, row_a, step_a, b, at_b, n, out, at, m, n, k)
@@ -447,3 +448,801 @@ def permute_dims_forward(x, layout, first, out):
         start = _offset(first + row, layout, 1)
         for j in range(width):
             out[row * width + j] = x[start + j * stride]
+
+
+@njit
+def slice_forward(x, layout, start, first, out):
+    """out[i0, i1, ...] = x[start0 + i0 step0, start1 + i1 step1, ...], rows from `first` on.
+
+    `layout` holds out's shape, then for each axis the elements of x that its step skips; `start`
+    is where in x the slice begins.
+    """
+    width, stride = layout[0, -1], layout[1, -1]
+    for row in range(out.size // max(width, 1)):
+        at = start + _offset(first + row, layout, 1)
+        for j in range(width):
+            out[row * width + j] = x[at + j * stride]
+
+
+@njit
+def set_slice_forward(x, value, layout, first, out):
+    """out[i0, ...] = value[k0, ...] if i = start + k step along every axis, else x[i0, ...].
+
+    For out's rows from number `first` on; x is cut as out is. `layout` holds for each axis out's
+    extent, the start, step and extent of the slice, and the stride in value. A single element of
+    x or value stands for all.
+    """
+    width = layout[0, -1]
+    start, step, count, stride = layout[1:, -1]
+    for row in range(out.size // max(width, 1)):
+        at = row * width
+        for j in range(width):
+            out[at + j] = x[at + j] if x.size > 1 else x[0]
+        source = _row_of_slice(first + row, layout)
+        if source >= 0:
+            for k in range(count):
+                out[at + start + k * step] = value[source + k * stride]
+
+
+@njit
+def _row_of_slice(row, layout):
+    """Return where in value the part for a row of out begins, or -1 if there is none."""
+    source = 0
+    for axis in range(layout.shape[1] - 2, -1, -1):
+        extent, start, step, count, stride = layout[:, axis]
+        k, between = divmod(row % extent - start, step)
+        if between != 0 or k < 0 or k >= count:
+            return -1
+        source += k * stride
+        row //= extent
+    return source
+
+
+@njit
+def concat_forward(x, y, width_x, width_y, out):
+    """out[o, i] = x[o, i] for i < width_x, then y[o, i - width_x]."""
+    width = width_x + width_y
+    for o in range(out.size // max(width, 1)):
+        for i in range(width_x):
+            out[o * width + i] = x[o * width_x + i]
+        for i in range(width_y):
+            out[o * width + width_x + i] = y[o * width_y + i]
+
+
+# ================================================================== indexing
+#
+# An array is seen as (outer, rows, inner) and indexed along its rows. Index r < 0 means rows + r.
+# Outputs are good only if `error` says that every index is.
+
+
+@njit
+def _first_outside(indices, rows, first):
+    """Return the place of the first index out of range, counted from `first`, or NO_ERROR."""
+    for n in range(indices.size):
+        if indices[n] < -rows or indices[n] >= rows:
+            return first + n
+    return NO_ERROR
+
+
+@njit
+def take_forward(x, indices, rows, inner, first, out, error):
+    """out[o, n, i] = x[o, indices[n], i]; `first` is the number of the first index."""
+    error[0] = _first_outside(indices, rows, first)
+    if error[0] != NO_ERROR:
+        return
+    for o in range(out.size // max(indices.size * inner, 1)):
+        for n in range(indices.size):
+            row = indices[n] + (rows if indices[n] < 0 else 0)
+            for i in range(inner):
+                out[(o * indices.size + n) * inner + i] = x[(o * rows + row) * inner + i]
+
+
+@njit
+def take_backward(grad_out, indices, rows, inner, first, count, out):
+    """out[o, r, i] = the sum of grad_out[o, n, i] over the n with indices[n] == first + r.
+
+    `out` holds `count` of the rows, from number `first` on. Each sum runs in the order of n.
+    """
+    for i in range(out.size):
+        out[i] = 0
+    for o in range(out.size // max(count * inner, 1)):
+        for n in range(indices.size):
+            row = indices[n] + (rows if indices[n] < 0 else 0) - first
+            if 0 <= row < count:
+                for i in range(inner):
+                    out[(o * count + row) * inner + i] += grad_out[(o * indices.size + n) * inner + i]
+
+
+@njit
+def ravel_index_forward(high, low, rows, first, out, error):
+    """out[n] = high[n] rows + low[n]: one index for a pair, with low counted from the front."""
+    error[0] = _first_outside(low, rows, first)
+    for n in range(out.size):
+        out[n] = high[n] * rows + low[n] + (rows if low[n] < 0 else 0)
+
+
+@njit
+def last_writer_forward(indices, rows, first, out, error):
+    """out[r] = the last n with indices[n] == first + r, or -1 if there is none."""
+    error[0] = _first_outside(indices, rows, 0)
+    for r in range(out.size):
+        out[r] = -1
+    for n in range(indices.size):
+        row = indices[n] + (rows if indices[n] < 0 else 0) - first
+        if 0 <= row < out.size:
+            out[row] = n
+
+
+# ============================================================== optimisation
+#
+# Each update is one pass over a parameter, its gradient and its moments. `lr` and `steps` hold one
+# number each, read when the kernel runs. Outputs may be the inputs of the same name: an element is
+# read before it is written.
+
+
+@njit
+def count_forward(steps, out):
+    """out[i] = steps[i] + 1."""
+    for i in range(steps.size):
+        out[i] = steps[i] + 1
+
+
+@njit
+def sgd_update(param, grad, lr, weight_decay, out):
+    """g = grad + weight_decay param;  out = param - lr g."""
+    rate = param.dtype.type(lr[0])
+    for i in range(0, param.size, simd.lanes(param)):
+        n = param.size - i
+        p = simd.load(param, i, n)
+        g = simd.load(grad, i, n) + weight_decay * p
+        simd.store(out, i, p - rate * g, n)
+
+
+@njit
+def momentum_update(param, grad, velocity, lr, weight_decay, momentum, nesterov, out, new_velocity):
+    """v = momentum velocity + g;  out = param - lr v, with g as in `sgd_update`.
+
+    Nesterov's step looks ahead: out = param - lr (g + momentum v).
+    """
+    rate = param.dtype.type(lr[0])
+    for i in range(0, param.size, simd.lanes(param)):
+        n = param.size - i
+        p = simd.load(param, i, n)
+        g = simd.load(grad, i, n) + weight_decay * p
+        v = momentum * simd.load(velocity, i, n) + g
+        simd.store(new_velocity, i, v, n)
+        step = g + momentum * v if nesterov else v
+        simd.store(out, i, p - rate * step, n)
+
+
+@njit
+def adam_update(
+    param, grad, mean, square, lr, steps,
+    rest1, rest2, log1, log2, eps, l2, decay,
+    out, new_mean, new_square,
+):  # fmt: skip
+    """Adam (Kingma and Ba, 2015), with t = steps, rest = 1 - beta, log = ln(beta):
+
+    g = grad + l2 param;  m = mean + rest1 (g - mean);  s = square + rest2 (g^2 - square)
+    out = (1 - lr decay) param - lr m / (1 - beta1^t) / (sqrt(s / (1 - beta2^t)) + eps)
+    """
+    number = param.dtype.type
+    t = number(steps[0])
+    rate = number(lr[0])
+    kept = number(1) - rate * decay
+    m_scale = rate / number(-np.expm1(t * log1))
+    s_scale = number(1) / number(-np.expm1(t * log2))
+    for i in range(0, param.size, simd.lanes(param)):
+        n = param.size - i
+        p = simd.load(param, i, n)
+        g = simd.load(grad, i, n) + l2 * p
+        m = simd.load(mean, i, n)
+        m += rest1 * (g - m)
+        s = simd.load(square, i, n)
+        s += rest2 * (g * g - s)
+        simd.store(new_mean, i, m, n)
+        simd.store(new_square, i, s, n)
+        simd.store(out, i, kept * p - m_scale * m / (simd.sqrt(s * s_scale) + eps), n)
+
+
+# =============================================================== convolution
+#
+# Images are (n, h, w, c), weights (r, s, c, k). A register tile holds ROWS neighbouring pixels of
+# an output row by COLUMNS vectors of output channels. One step multiplies one input value of each
+# of these pixels by a row of the weight; nothing is unfolded or packed. Without dilation and
+# groups, (s, c) lies in one run in both the image and the weight, which keeps the inner loop long
+# even for the 1 or 3 channels of a first layer. Padding is a copy of one image in workspace.
+
+
+@njit
+def _spread(x, n, step, offset, out):
+    """out[0, h step + offset, w step + offset, c] = x[n, h, w, c], where that is inside."""
+    _, height, width, depth = x.shape
+    _, rows, columns, _ = out.shape
+    lanes = simd.lanes(x)
+    for h in range(height):
+        row = h * step[0] + offset[0]
+        if 0 <= row < rows:
+            for w in range(width):
+                column = w * step[1] + offset[1]
+                if 0 <= column < columns:
+                    at, to = ((n * height + h) * width + w) * depth, (row * columns + column) * depth
+                    for c in range(0, depth, lanes):
+                        simd.store(out, to + c, simd.load(x, at + c, depth - c), depth - c)
+
+
+@njit
+def _with_padding(x, n, padding, padded):
+    """Return an array and a position in it: image `n` with zeros around it, if there are any."""
+    if padded.size == 0:
+        return x, n
+    _spread(x, n, (1, 1), padding, padded)
+    return padded, 0
+
+
+@njit
+def _runs(filter_width, depth, dilation, groups):
+    """Return into how many runs a filter row falls, and how long each is."""
+    if dilation[1] == 1 and groups == 1:
+        return 1, filter_width * depth
+    return filter_width, depth
+
+
+@njit
+def _convolve(image, i, weight, bias, stride, dilation, groups, out, n):
+    """out[n, h, w, k] = bias[k] + sum_{r,s,c} image[i, h stride + r dilation, ..., c] weight[r, s, c, k]
+
+    for one image that is padded already; an empty bias adds nothing.
+    """
+    _, rows, columns, channels = image.shape
+    filter_height, filter_width, depth, out_channels = weight.shape
+    _, height, width, _ = out.shape
+    group = out_channels // groups
+    runs, length = _runs(filter_width, depth, dilation, groups)
+    step = stride[1] * channels
+    for g in range(groups):
+        for k in range(0, group, COLUMNS * simd.lanes(out)):
+            first, count = g * group + k, group - k
+            for h in range(height):
+                for w in range(0, width, ROWS):
+                    acc = simd.tile(out, ROWS, COLUMNS)
+                    for r in range(filter_height):
+                        row = (i * rows + h * stride[0] + r * dilation[0]) * columns
+                        for s in range(runs):
+                            at = (row + w * stride[1] + s * dilation[1]) * channels + g * depth
+                            tap = (r * filter_width + s) * depth
+                            for c in range(length):
+                                acc = simd.tile_fma(
+                                    acc, image, at + c, step, width - w,
+                                    weight, (tap + c) * out_channels + first, count,
+                                )  # fmt: skip
+                    acc = simd.tile_add(acc, bias, first, min(count, bias.size - first))
+                    pixel = (n * height + h) * width + w
+                    to = pixel * out_channels + first
+                    simd.tile_store(acc, out, to, out_channels, width - w, count)
+
+
+@njit
+def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out, padded):
+    """out[n, h, w, k] = bias[k]
+    + sum_{r,s,c} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, c, k].
+
+    With groups, channel k sees only the c of its group. An empty bias adds nothing.
+    """
+    padded.fill(0)
+    for n in range(x.shape[0]):
+        image, i = _with_padding(x, n, padding, padded)
+        _convolve(image, i, weight, bias, stride, dilation, groups, out, n)
+
+
+@njit
+def conv2d_backward_input(
+    grad_out, weight, stride, padding, dilation, groups, grad_x, turned, spread
+):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, k] weight[r, s, c, k] over all r, s, k where
+    i stride + r dilation - padding = h, and likewise for j and w.
+
+    That is a convolution: of grad_out, its pixels `stride` apart, with the filter upside down.
+    """
+    filter_height, filter_width, depth, _ = weight.shape
+    group = turned.shape[2]
+    for r in range(filter_height):
+        for s in range(filter_width):
+            for c in range(turned.shape[3]):
+                for k in range(group):
+                    value = weight[r, s, c % depth, c // depth * group + k]
+                    turned[filter_height - 1 - r, filter_width - 1 - s, k, c] = value
+    offset = (
+        (filter_height - 1) * dilation[0] - padding[0],
+        (filter_width - 1) * dilation[1] - padding[1],
+    )
+    no_bias = turned.reshape(-1)[:0]
+    spread.fill(0)
+    for n in range(grad_out.shape[0]):
+        _spread(grad_out, n, stride, offset, spread)
+        _convolve(spread, 0, turned, no_bias, (1, 1), dilation, groups, grad_x, n)
+
+
+@njit
+def conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad_weight, padded):
+    """grad_weight[r, s, c, k]
+    = sum_{n,h,w} x[n, h stride + r dilation - padding, w ..., c] grad_out[n, h, w, k].
+
+    A tile is ROWS of (s, c) by COLUMNS vectors of k.
+    """
+    filter_height, filter_width, depth, out_channels = grad_weight.shape
+    _, height, width, _ = grad_out.shape
+    group = out_channels // groups
+    runs, length = _runs(filter_width, depth, dilation, groups)
+    grad_weight.fill(0)
+    padded.fill(0)
+    for n in range(x.shape[0]):
+        image, i = _with_padding(x, n, padding, padded)
+        _, rows, columns, channels = image.shape
+        for g in range(groups):
+            for k in range(0, group, COLUMNS * simd.lanes(x)):
+                first, count = g * group + k, group - k
+                for r in range(filter_height):
+                    for s in range(runs):
+                        for c in range(0, length, ROWS):
+                            tap = (r * filter_width + s) * depth + c
+                            to = tap * out_channels + first
+                            acc = simd.tile(x, ROWS, COLUMNS)
+                            acc = simd.tile_load(
+                                acc, grad_weight, to, out_channels, length - c, count
+                            )
+                            for h in range(height):
+                                row = (i * rows + h * stride[0] + r * dilation[0]) * columns
+                                at = (row + s * dilation[1]) * channels + g * depth + c
+                                pixel = (n * height + h) * width
+                                for w in range(width):
+                                    acc = simd.tile_fma(
+                                        acc, image, at + w * stride[1] * channels, 1, length - c,
+                                        grad_out, (pixel + w) * out_channels + first, count,
+                                    )  # fmt: skip
+                            simd.tile_store(
+                                acc, grad_weight, to, out_channels, length - c, count
+                            )
+
+
+# =================================================================== pooling
+#
+# Windows slide over (h, w) of images (n, h, w, c); channels lie together and do not mix.
+
+
+@njit
+def _window(i, kernel, stride, padding, extent):
+    """Return the range of input rows that output row `i` looks at, without the padding."""
+    first = i * stride - padding
+    return max(first, 0), min(first + kernel, extent)
+
+
+@njit
+def _windows_over(h, kernel, stride, padding, count):
+    """Return the range of output rows that look at input row `h`."""
+    first = (h + padding - kernel) // stride + 1
+    return max(first, 0), min((h + padding) // stride + 1, count)
+
+
+@njit
+def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
+    """out[n, i, j, c] = max x[n, h, w, c] over the window (i, j); index = h width + w of the first
+    element that attains it. The first NaN wins."""
+    _, height, width, channels = x.shape
+    images, rows, columns, _ = out.shape
+    for n in range(images):
+        for i in range(rows):
+            top, bottom = _window(i, kernel_size[0], stride[0], padding[0], height)
+            for j in range(columns):
+                left, right = _window(j, kernel_size[1], stride[1], padding[1], width)
+                for c in range(channels):
+                    best, where = x[n, top, left, c], top * width + left
+                    for h in range(top, bottom):
+                        for w in range(left, right):
+                            value = x[n, h, w, c]
+                            if value > best or (value != value and best == best):
+                                best, where = value, h * width + w
+                    out[n, i, j, c] = best
+                    index[n, i, j, c] = where
+
+
+@njit
+def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] where index[n, i, j, c] = h width + w."""
+    images, height, width, channels = grad_x.shape
+    _, rows, columns, _ = grad_out.shape
+    for n in range(images):
+        for h in range(height):
+            top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
+            for w in range(width):
+                left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
+                for c in range(channels):
+                    acc = grad_x.dtype.type(0)
+                    for i in range(top, bottom):
+                        for j in range(left, right):
+                            if index[n, i, j, c] == h * width + w:
+                                acc += grad_out[n, i, j, c]
+                    grad_x[n, h, w, c] = acc
+
+
+@njit
+def max_pool2d_pick(x, index, out):
+    """out[n, i, j, c] = x[n, h, w, c] where h width + w = index[n, i, j, c]."""
+    width = x.shape[2]
+    images, rows, columns, channels = out.shape
+    for n in range(images):
+        for i in range(rows):
+            for j in range(columns):
+                for c in range(channels):
+                    where = index[n, i, j, c]
+                    out[n, i, j, c] = x[n, where // width, where % width, c]
+
+
+@njit
+def avg_pool2d_forward(x, kernel_size, stride, padding, out):
+    """out[n, i, j, c] = mean of x[n, h, w, c] over the window (i, j), where padding counts as 0."""
+    _, height, width, channels = x.shape
+    images, rows, columns, _ = out.shape
+    area = kernel_size[0] * kernel_size[1]
+    for n in range(images):
+        for i in range(rows):
+            top, bottom = _window(i, kernel_size[0], stride[0], padding[0], height)
+            for j in range(columns):
+                left, right = _window(j, kernel_size[1], stride[1], padding[1], width)
+                to = ((n * rows + i) * columns + j) * channels
+                for c in range(0, channels, simd.lanes(x)):
+                    acc = simd.splat(x.dtype.type(0), x)
+                    for h in range(top, bottom):
+                        for w in range(left, right):
+                            at = ((n * height + h) * width + w) * channels
+                            acc += simd.load(x, at + c, channels - c)
+                    simd.store(out, to + c, acc / area, channels - c)
+
+
+@njit
+def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows (i, j) on (h, w)."""
+    images, height, width, channels = grad_x.shape
+    _, rows, columns, _ = grad_out.shape
+    area = kernel_size[0] * kernel_size[1]
+    for n in range(images):
+        for h in range(height):
+            top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
+            for w in range(width):
+                left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
+                to = ((n * height + h) * width + w) * channels
+                for c in range(0, channels, simd.lanes(grad_x)):
+                    acc = simd.splat(grad_x.dtype.type(0), grad_x)
+                    for i in range(top, bottom):
+                        for j in range(left, right):
+                            at = ((n * rows + i) * columns + j) * channels
+                            acc += simd.load(grad_out, at + c, channels - c)
+                    simd.store(grad_x, to + c, acc / area, channels - c)
+
+
+# ============================================================ random numbers
+#
+# Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) mixes a key,
+# the seed, with a counter, the number of the draw and of a block in it, into four random 32-bit
+# words. So element i of a draw is a function of (seed, call, i) alone, whoever computes it: a
+# block gives elements 4 block to 4 block + 3, or in float64, from two words each, two elements.
+# `first` is the number of out's first element. Words are held in uint64, where they can't wrap.
+
+PHILOX_0, PHILOX_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # multipliers
+WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # steps of the key
+WORD, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+WORDS = 4  # in a block
+
+
+@njit
+def _philox(seed, call, block):
+    """Return block number `block` of draw number `call`: four random 32-bit words."""
+    c0, c1, c2, c3 = block & WORD, block >> HALF, call & WORD, call >> HALF
+    k0, k1 = seed & WORD, seed >> HALF
+    for _ in range(10):
+        p, q = c0 * PHILOX_0, c2 * PHILOX_1
+        c0, c1, c2, c3 = (q >> HALF) ^ c1 ^ k0, q & WORD, (p >> HALF) ^ c3 ^ k1, p & WORD
+        k0, k1 = (k0 + WEYL_0) & WORD, (k1 + WEYL_1) & WORD
+    return c0, c1, c2, c3
+
+
+@njit
+def _uniform(words, k, out):
+    """Return number k of a block, in [0, 1): as many random bits as a number of out's dtype has."""
+    if out.itemsize == 4:
+        return out.dtype.type(np.int64(words[k]) >> 8) * out.dtype.type(2.0**-24)
+    bits = np.int64(words[2 * k]) << 21 | np.int64(words[2 * k + 1]) >> 11
+    return out.dtype.type(bits) * out.dtype.type(2.0**-53)
+
+
+@njit
+def random_uniform(seed, call, first, out):
+    """out[i] = u[first + i], uniform in [0, 1)."""
+    each = 4 * WORDS // out.itemsize
+    for block in range(first // each, (first + out.size + each - 1) // each):
+        words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
+        for k in range(each):
+            i = block * each + k - first
+            if 0 <= i < out.size:
+                out[i] = _uniform(words, k, out)
+
+
+@njit
+def random_normal(seed, call, first, out):
+    """out[2j], out[2j + 1] = r cos(2 pi v), r sin(2 pi v), with r = sqrt(-2 ln(1 - u)).
+
+    u, v = u[2j], u[2j + 1] are uniform; elements are counted from `first` (Box and Muller, 1958).
+    """
+    each = 4 * WORDS // out.itemsize
+    one, two, tau = out.dtype.type(1), out.dtype.type(2), out.dtype.type(2 * np.pi)
+    for block in range(first // each, (first + out.size + each - 1) // each):
+        words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
+        for k in range(each):
+            i = block * each + k - first
+            if 0 <= i < out.size:
+                radius = np.sqrt(-two * np.log(one - _uniform(words, k - k % 2, out)))
+                angle = tau * _uniform(words, k - k % 2 + 1, out)
+                out[i] = radius * (np.cos(angle) if k % 2 == 0 else np.sin(angle))
+
+
+@njit
+def dropout_forward(x, seed, call, threshold, scale, first, out, mask):
+    """mask[i] = w[first + i] >= threshold;  out[i] = x[i] scale if mask[i] else 0.
+
+    w are random 32-bit words, the same ones for float32 and float64.
+    """
+    for block in range(first // WORDS, (first + out.size + WORDS - 1) // WORDS):
+        words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
+        for k in range(WORDS):
+            i = block * WORDS + k - first
+            if 0 <= i < out.size:
+                mask[i] = np.int64(words[k]) >= threshold
+                out[i] = x[i] * scale if mask[i] else x.dtype.type(0)
+
+
+# =================================================================== softmax
+#
+# x is (outer, reduce, inner), as in a reduction. The largest element is taken off first, so that
+# the largest exponential is 1 and nothing overflows.
+
+
+@njit
+def _largest(x, start, count, step):
+    """Return max_r x[start + r step]."""
+    largest = x[start]
+    for r in range(1, count):
+        value = x[start + r * step]
+        largest = value if value > largest else largest
+    return largest
+
+
+@njit
+def _exponentials(x, start, count, shift, out, to):
+    """out[to + r] = exp(x[start + r] - shift); return their sum."""
+    for r in range(0, count, simd.lanes(x)):
+        n = count - r
+        simd.store(out, to + r, simd.exp(simd.load(x, start + r, n) - shift), n)
+    return _sum_contiguous(out, to, count)
+
+
+@njit
+def softmax_forward(x, reduce, inner, out):
+    """out[o, r, i] = exp(x[o, r, i] - m) / sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
+    for o in range(out.size // max(reduce * inner, 1)):
+        at = o * reduce * inner
+        if inner == 1:
+            total = _exponentials(x, at, reduce, _largest(x, at, reduce, 1), out, at)
+            for r in range(0, reduce, simd.lanes(x)):
+                simd.store(out, at + r, simd.load(out, at + r, reduce - r) / total, reduce - r)
+        else:
+            _softmax_rows(x, at, reduce, inner, out)
+
+
+@njit
+def _softmax_rows(x, start, count, inner, out):
+    """Softmax over rows that lie `inner` elements apart; a vector holds neighbours in a row."""
+    for i in range(start, start + inner, simd.lanes(x)):
+        n = start + inner - i
+        largest = simd.load(x, i, n)
+        for r in range(1, count):
+            largest = simd.maximum(largest, simd.load(x, i + r * inner, n))
+        total = simd.splat(x.dtype.type(0), x)
+        for r in range(count):
+            value = simd.exp(simd.load(x, i + r * inner, n) - largest)
+            simd.store(out, i + r * inner, value, n)
+            total += value
+        for r in range(count):
+            simd.store(out, i + r * inner, simd.load(out, i + r * inner, n) / total, n)
+
+
+@njit
+def log_softmax_forward(x, reduce, inner, out):
+    """out[o, r, i] = x[o, r, i] - m - ln sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
+    for o in range(out.size // max(reduce * inner, 1)):
+        for i in range(inner):
+            start = o * reduce * inner + i
+            largest = _largest(x, start, reduce, inner)
+            total = x.dtype.type(0)
+            for r in range(reduce):
+                total += np.exp(x[start + r * inner] - largest)
+            shift = np.log(total)
+            for r in range(reduce):
+                at = start + r * inner
+                out[at] = x[at] - largest - shift
+
+
+# ==================================================================== losses
+
+
+@njit
+def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error):
+    """probs[n] = softmax(logits[n]);  loss[n] = -ln probs[n, labels[n]].
+
+    The loss is computed as ln sum_c exp(logits[n, c] - m) - (logits[n, labels[n]] - m), with
+    m = max_c logits[n, c]. A label out of range leaves its position, counted from `first`.
+    """
+    rows, classes = logits.shape
+    flat, out = logits.reshape(-1), probs.reshape(-1)
+    error[0] = NO_ERROR
+    for n in range(rows):
+        largest = _largest(flat, n * classes, classes, 1)
+        total = _exponentials(flat, n * classes, classes, largest, out, n * classes)
+        for c in range(0, classes, simd.lanes(probs)):
+            at, width = n * classes + c, classes - c
+            simd.store(out, at, simd.load(out, at, width) / total, width)
+        label = labels[n]
+        if 0 <= label < classes:
+            loss[n] = np.log(total) - (logits[n, label] - largest)
+        else:
+            loss[n] = 0
+            error[0] = min(error[0], first + n)
+
+
+@njit
+def softmax_cross_entropy_backward(logits, labels, probs, out):
+    """out[n, c] = d loss[n] / d logits[n, c] = probs[n, c] - (1 if c == labels[n] else 0)."""
+    rows, classes = logits.shape
+    for n in range(rows):
+        for c in range(classes):
+            out[n, c] = probs[n, c]
+        if 0 <= labels[n] < classes:
+            out[n, labels[n]] -= probs.dtype.type(1)
+
+
+# ============================================================= normalisation
+#
+# x is (rows, channels): statistics are taken over rows, for each channel by itself. A vector
+# holds neighbouring channels. With h[r, c] = (x[r, c] - mean[c]) / sqrt(var[c] + eps), the
+# normalised x, the sums over rows are cut in blocks as those of a reduction.
+
+
+@njit
+def batch_norm_variance(x, mean, count, var):
+    """var[c] = sum_r (x[r, c] - mean[c])^2 / count; count is the number of rows of the whole."""
+    rows, channels = x.shape
+    for c in range(0, channels, simd.lanes(x)):
+        n = channels - c
+        center = simd.load(mean, c, n)
+        total = simd.splat(x.dtype.type(0), x)
+        for block in range(0, rows, BLOCK):
+            acc = simd.splat(x.dtype.type(0), x)
+            for r in range(block, min(block + BLOCK, rows)):
+                away = simd.load(x, r * channels + c, n) - center
+                acc = simd.fma(away, away, acc)
+            total += acc
+        simd.store(var, c, total / count, n)
+
+
+@njit
+def batch_norm_forward(x, weight, bias, mean, var, eps, out):
+    """out[r, c] = h[r, c] weight[c] + bias[c]."""
+    rows, channels = x.shape
+    for c in range(0, channels, simd.lanes(x)):
+        n = channels - c
+        center, shift = simd.load(mean, c, n), simd.load(bias, c, n)
+        scale = simd.load(weight, c, n) / simd.sqrt(simd.load(var, c, n) + eps)
+        for r in range(rows):
+            at = r * channels + c
+            simd.store(out, at, (simd.load(x, at, n) - center) * scale + shift, n)
+
+
+@njit
+def batch_norm_backward_weight(x, grad_out, mean, var, eps, grad_weight):
+    """grad_weight[c] = sum_r grad_out[r, c] h[r, c]."""
+    rows, channels = x.shape
+    for c in range(0, channels, simd.lanes(x)):
+        n = channels - c
+        center = simd.load(mean, c, n)
+        total = simd.splat(x.dtype.type(0), x)
+        for block in range(0, rows, BLOCK):
+            acc = simd.splat(x.dtype.type(0), x)
+            for r in range(block, min(block + BLOCK, rows)):
+                at = r * channels + c
+                acc = simd.fma(simd.load(grad_out, at, n), simd.load(x, at, n) - center, acc)
+            total += acc
+        simd.store(grad_weight, c, total / simd.sqrt(simd.load(var, c, n) + eps), n)
+
+
+@njit
+def batch_norm_backward_input(
+    x, weight, grad_out, mean, var, grad_bias, grad_weight, count, eps, grad_x
+):
+    """grad_x[r, c] = s[c] (g[r, c] - (grad_bias[c] + h[r, c] grad_weight[c]) / count).
+
+    s = weight / sqrt(var + eps) and g = grad_out; count is the number of rows of the whole.
+    """
+    rows, channels = x.shape
+    for c in range(0, channels, simd.lanes(x)):
+        n = channels - c
+        center, constant = simd.load(mean, c, n), simd.load(grad_bias, c, n) / count
+        spread = simd.sqrt(simd.load(var, c, n) + eps)
+        scale = simd.load(weight, c, n) / spread
+        slope = simd.load(grad_weight, c, n) / (spread * count)
+        for r in range(rows):
+            at = r * channels + c
+            g, away = simd.load(grad_out, at, n), simd.load(x, at, n) - center
+            simd.store(grad_x, at, scale * (g - constant - away * slope), n)
+
+
+@njit
+def batch_norm_update(running_mean, running_var, mean, var, momentum, unbias, out_mean, out_var):
+    """running += momentum (batch - running), for means and, times `unbias`, for variances."""
+    for c in range(0, mean.size, simd.lanes(mean)):
+        n = mean.size - c
+        old_mean, old_var = simd.load(running_mean, c, n), simd.load(running_var, c, n)
+        new_mean, new_var = simd.load(mean, c, n), simd.load(var, c, n) * unbias
+        simd.store(out_mean, c, old_mean + (new_mean - old_mean) * momentum, n)
+        simd.store(out_var, c, old_var + (new_var - old_var) * momentum, n)
+
+
+# ================================================================= embedding
+
+
+@njit
+def embedding_forward(weight, indices, first, out, error):
+    """out[n, f] = weight[indices[n], f].
+
+    An index out of range leaves its position, counted from `first`.
+    """
+    rows, features = weight.shape
+    error[0] = NO_ERROR
+    for n in range(indices.size):
+        row = indices[n]
+        inside = 0 <= row < rows
+        for f in range(features):
+            out[n, f] = weight[row, f] if inside else weight.dtype.type(0)
+        if not inside:
+            error[0] = min(error[0], first + n)
+
+
+@njit
+def embedding_backward(grad_out, indices, first, grad_weight, start, order):
+    """grad_weight[w, f] = sum_{n: indices[n] = first + w} grad_out[n, f].
+
+    A stable counting sort brings the positions n with one index together: `order` lists those of
+    row w from start[w] to start[w + 1]. Sums run in blocks, as in a reduction.
+    """
+    rows, features = grad_weight.shape
+    for w in range(rows + 1):
+        start[w] = 0
+    for n in range(indices.size):
+        if 0 <= indices[n] - first < rows:
+            start[indices[n] - first + 1] += 1
+    for w in range(rows):
+        start[w + 1] += start[w]
+    for n in range(indices.size):
+        if 0 <= indices[n] - first < rows:
+            w = indices[n] - first
+            order[start[w]] = n
+            start[w] += 1  # so in the end it is where the next row starts
+    for w in range(rows):
+        begin, end = start[w - 1] if w > 0 else 0, start[w]
+        for f in range(0, features, simd.lanes(grad_out)):
+            left = features - f
+            total = simd.splat(grad_out.dtype.type(0), grad_out)
+            for block in range(begin, end, BLOCK):
+                acc = simd.splat(grad_out.dtype.type(0), grad_out)
+                for p in range(block, min(block + BLOCK, end)):
+                    acc += simd.load(grad_out, order[p] * features + f, left)
+                total += acc
+            simd.store(grad_weight, w * features + f, total, left)

@@ -553,7 +553,8 @@ def _scalar_or_vector(*operands: types.Type) -> types.Type | None:
     vector = _common(*operands)
     if vector:
         return vector
-    scalars = {operand for operand in operands if isinstance(operand, (types.Number, types.Boolean))}
+    numbers = (types.Number, types.Boolean)
+    scalars = {operand for operand in operands if isinstance(operand, numbers)}
     if len(scalars) == len(set(operands)) == 1:
         return types.unliteral(scalars.pop())
     return None

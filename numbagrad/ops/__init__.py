@@ -1,8 +1,12 @@
 """The op table by family: each op's shape rule, gradient, split and documented function."""
 
 from . import operators
+from .convolution import *  # noqa: F403
+from .custom import *  # noqa: F403
 from .elementwise import *  # noqa: F403
 from .linalg import *  # noqa: F403
+from .optimisation import *  # noqa: F403
+from .pooling import *  # noqa: F403
 from .reduction import *  # noqa: F403
 from .shaping import *  # noqa: F403
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import DTYPES, FLOATS, Array, Spec, asarray, size_of
+from ..array import DTYPES, FLOATS, Array, Spec, asarray
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
 
@@ -636,8 +636,33 @@ def gelu(x: Array) -> Array:
     return apply(_GELU, _one("gelu", x))
 
 
-__all__ = [name for name in (
-    "abs add astype broadcast_to copy divide equal erf exp gelu greater greater_equal "
-    "leaky_relu less less_equal log maximum minimum multiply negative not_equal pow relu "
-    "sigmoid sqrt subtract tanh where"
-).split()]  # fmt: skip
+__all__ = [
+    "abs",
+    "add",
+    "astype",
+    "broadcast_to",
+    "copy",
+    "divide",
+    "equal",
+    "erf",
+    "exp",
+    "gelu",
+    "greater",
+    "greater_equal",
+    "leaky_relu",
+    "less",
+    "less_equal",
+    "log",
+    "maximum",
+    "minimum",
+    "multiply",
+    "negative",
+    "not_equal",
+    "pow",
+    "relu",
+    "sigmoid",
+    "sqrt",
+    "subtract",
+    "tanh",
+    "where",
+]

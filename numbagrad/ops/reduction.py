@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..array import Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
 from .elementwise import astype, broadcast_to
-from .shaping import permute_dims, reshape
-
-Axis = int | tuple[int, ...] | None
-
-
-def normalise_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
-    """Return axes as sorted non-negative ints; None means all of them.
-
-    Raises
-    ------
-    ShapeError
-        If one is out of range or named twice.
-    """
-    if axis is None:
-        return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, (int, np.integer)) else tuple(axis)
-    for one in axes:
-        if not isinstance(one, (int, np.integer)) or not -ndim <= one < ndim:
-            raise ShapeError(
-                f"{op}: axis {one!r} is out of range for an array of {ndim} dimensions"
-            )
-    normal = tuple(sorted(int(one) % ndim for one in axes))
-    if len(set(normal)) != len(normal):
-        raise ShapeError(f"{op}: axis {axis} names a dimension twice")
-    return normal
-
+from .shaping import Axis, normalise_axes, permute_dims, reshape
 
 # An op reduces the run of axes `first` to `stop`; the functions below permute others into one.
 
@@ -90,16 +63,14 @@ def _sum_vjp(grad_out, specs, first, stop):
     return broadcast_to(_keep(grad_out, shape, first, stop), shape)
 
 
-_SUM = register(
-    Op("sum", _sum_infer, "sum_forward", _sum_vjp, arrange=_views, split=_sum_split)
-)
+_SUM = register(Op("sum", _sum_infer, "sum_forward", _sum_vjp, arrange=_views, split=_sum_split))
 
 
 def _extremum_infer(name):
     def infer(x, *, first, stop, keepdims):
         _, reduce, _ = _extents(x.shape, first, stop)
         if reduce == 0 and x.ndim:
-            raise ShapeError(f"{name}: no elements to choose from along the reduced axes of {x.shape}")
+            raise ShapeError(f"{name}: shape {x.shape} has no elements along the reduced axes")
         shape = _reduced(x, first, stop, keepdims)
         return (shape, x.dtype), (shape, np.dtype(np.int64))
 

@@ -1,0 +1,286 @@
+"""The staging interpreter: run a function once, keep the equations, replay them.
+
+While a function is traced its arrays hold no data: `apply` reaches this interpreter, which asks
+each op for its output's shape and writes an equation down. Gradients need nothing special, for a
+vjp is made of ops. Neither do optimisers and random numbers: all that changes is a `State`, read
+and written in equations, so a replayed step changes it again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import dispatch
+from ..array import Array, Spec, State, Symbol
+from ..dispatch import Op, apply, apply_into, interpreter, make_call
+from ..errors import ShapeError, TraceError
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A value that the trace computes or is given, by number."""
+
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class GradientOf:
+    """What ``leaf.grad`` holds when the trace is replayed."""
+
+    leaf: Array
+
+
+Operand = Variable | GradientOf | Array
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One op: ``outputs = op(inputs; params)``, written into ``targets`` if there are any."""
+
+    op: Op
+    inputs: tuple[Operand, ...]
+    params: dict[str, Any]
+    outputs: tuple[int, ...]
+    specs: tuple[Spec, ...]
+    targets: tuple[State, ...] | None
+
+
+class Trace:
+    """A function as a list of equations.
+
+    Attributes
+    ----------
+    inputs : tuple of Spec
+        The arrays that the function takes.
+    equations : list of Equation
+        What it does, in order.
+    states : list of State
+        The parameters, buffers and counters that it reads or writes.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.inputs: tuple[Spec, ...] = ()
+        self.equations: list[Equation] = []
+        self.result: Any = None
+        self._values = 0
+        self._leaves: dict[int, tuple[Array, Array | None]] = {}  # and their .grad when first met
+        self._grads: list[tuple[Array, Variable | None]] = []
+        self._last_use: list[tuple[int, ...]] = []
+
+    @property
+    def states(self) -> list[State]:
+        """The parameters, buffers and counters that are read or written."""
+        return [leaf for leaf, _ in self._leaves.values() if isinstance(leaf, State)]
+
+    # ----------------------------------------------------------------- tracing
+
+    def _symbol(self, spec: Spec) -> Array:
+        array = Array(Symbol(self._values, _users_line()), *spec)
+        self._values += 1
+        return array
+
+    def _operand(self, array: Array) -> Operand:
+        """Say what an array is to the trace: a variable, or something captured from outside."""
+        if isinstance(array._data, Symbol):
+            return Variable(array._data.index)
+        if id(array) not in self._leaves:
+            for leaf, _ in self._leaves.values():
+                if leaf.grad is array:
+                    return GradientOf(leaf)
+            self._leaves[id(array)] = array, array.grad
+        return array
+
+    def stage(
+        self,
+        op: Op,
+        inputs: tuple[Array, ...],
+        params: dict[str, Any],
+        targets: tuple[State, ...] | None,
+    ) -> tuple[Array, ...]:
+        """Write an op down instead of running it; the interpreter that `apply` calls."""
+        operands = tuple(self._operand(array) for array in inputs)
+        call = make_call(op, tuple(array.spec for array in inputs), params)
+        specs = call.outputs[: len(op.outputs)]
+        outputs = tuple(self._symbol(spec) for spec in specs)
+        for target in targets or ():
+            self._operand(target)
+        numbers = tuple(output._data.index for output in outputs)
+        self.equations.append(Equation(op, operands, params, numbers, specs, targets))
+        return outputs if targets is None else targets
+
+    def _finish(self, result: Any) -> None:
+        """Take the outputs, gradients left on leaves included, and put the leaves back."""
+        self.result = _map(result, self._operand)
+        for leaf, before in self._leaves.values():
+            after = leaf.grad
+            if after is not None and isinstance(after._data, Symbol):
+                self._grads.append((leaf, Variable(after._data.index)))
+                leaf.grad = before
+            elif after is None and before is not None:
+                self._grads.append((leaf, None))
+        kept: set[int] = {v.number for _, v in self._grads if v is not None}
+        _map(self.result, lambda v: kept.add(v.number) if isinstance(v, Variable) else None)
+        self._plan_release(kept)
+
+    def _plan_release(self, kept: set[int]) -> None:
+        """Note after which equation each value is needed no more."""
+        seen = set(kept)
+        for equation in reversed(self.equations):
+            numbers = {v.number for v in equation.inputs if isinstance(v, Variable)}
+            numbers |= set(equation.outputs)
+            self._last_use.append(tuple(numbers - seen))
+            seen |= numbers
+        self._last_use.reverse()
+
+    # ------------------------------------------------------------------ replay
+
+    def __call__(self, *args: Array) -> Any:
+        """Replay the equations through the interpreter in charge.
+
+        Raises
+        ------
+        ShapeError
+            If the arrays are not of the shapes, dtypes and devices that were traced.
+        """
+        given = tuple(array.spec for array in args)
+        if given != self.inputs:
+            raise ShapeError(
+                f"{self.name} was traced for {_list(self.inputs)}, got {_list(given)}; "
+                "trace it again for these"
+            )
+        values: dict[int, Array] = dict(enumerate(args))
+
+        def value(operand: Operand) -> Array:
+            if isinstance(operand, Variable):
+                return values[operand.number]
+            return operand.leaf.grad if isinstance(operand, GradientOf) else operand
+
+        before, dispatch.state.recording = dispatch.state.recording, False
+        try:
+            for equation, released in zip(self.equations, self._last_use, strict=True):
+                inputs = [value(operand) for operand in equation.inputs]
+                if equation.targets is not None:
+                    apply_into(equation.targets, equation.op, *inputs, **equation.params)
+                else:
+                    out = apply(equation.op, *inputs, **equation.params)
+                    outputs = out if isinstance(out, tuple) else (out,)
+                    values.update(zip(equation.outputs, outputs, strict=True))
+                for number in released:
+                    values.pop(number, None)
+            for leaf, variable in self._grads:
+                leaf.grad = None if variable is None else value(variable)
+            return _map(self.result, value)
+        finally:
+            dispatch.state.recording = before
+
+    # ------------------------------------------------------------------- looks
+
+    def __str__(self) -> str:
+        names = {id(state): f"state{k}" for k, state in enumerate(self.states)}
+
+        def show(operand: Operand) -> str:
+            if isinstance(operand, Variable):
+                return f"v{operand.number}"
+            if isinstance(operand, GradientOf):
+                return f"{names.get(id(operand.leaf), 'leaf')}.grad"
+            return names.get(id(operand)) or f"const{_shape(operand.spec)}"
+
+        lines = [f"{self.name}(" + ", ".join(
+            f"v{k}: {_shape(spec)}" for k, spec in enumerate(self.inputs)) + "):"]  # fmt: skip
+        for eq in self.equations:
+            if eq.targets is None:
+                left = ", ".join(
+                    f"v{n}: {_shape(spec)}" for n, spec in zip(eq.outputs, eq.specs, strict=True)
+                )
+            else:
+                left = ", ".join(names[id(target)] for target in eq.targets)
+            params = "".join(f", {name}={value}" for name, value in eq.params.items())
+            sign = "=" if eq.targets is None else "<-"
+            lines.append(f"  {left} {sign} {eq.op.name}({', '.join(map(show, eq.inputs))}{params})")
+        lines.append(f"  return {_map(self.result, show)}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Trace({self.name}: {len(self.equations)} equations, {len(self.states)} states)"
+
+
+def trace(f: Callable, *args: Array) -> Trace:
+    """Run ``f`` once without data and return its equations.
+
+    Parameters
+    ----------
+    f
+        A function of arrays. It may hold a whole training step: forward, ``backward``, the
+        optimiser's ``step``.
+    args
+        Arrays to take shapes, dtypes and devices from.
+
+    Returns
+    -------
+    Trace
+        Call it with arrays of the same shapes to replay the function.
+
+    Raises
+    ------
+    TraceError
+        If ``f`` needs a value (``if loss > 1``), naming the line that made it.
+
+    Examples
+    --------
+    >>> from numbagrad.array import asarray
+    >>> x = asarray([1.0, 2.0])
+    >>> print(trace(lambda x: x * x, x))
+    <lambda>(v0: float32[2]):
+      v1: float32[2] = multiply(v0, v0)
+      return v1
+    """
+    for arg in args:
+        if not isinstance(arg, Array):
+            raise TypeError(f"trace: arguments must be arrays, got {type(arg).__name__}")
+    traced = Trace(getattr(f, "__name__", type(f).__name__))
+    traced.inputs = tuple(arg.spec for arg in args)
+    symbols = []
+    for arg in args:
+        symbol = traced._symbol(arg.spec)
+        symbol.requires_grad = arg.requires_grad
+        symbols.append(symbol)
+    with interpreter(traced.stage):
+        result = f(*symbols)
+    traced._finish(result)
+    return traced
+
+
+def _map(structure: Any, function: Callable) -> Any:
+    """Apply a function to every array or operand of nested tuples, lists and dicts."""
+    if isinstance(structure, (tuple, list)):
+        return type(structure)(_map(item, function) for item in structure)
+    if isinstance(structure, dict):
+        return {name: _map(item, function) for name, item in structure.items()}
+    if structure is None:
+        return None
+    if not isinstance(structure, (Array, Variable, GradientOf)):
+        raise TraceError(f"a traced function returns arrays, got {type(structure).__name__}")
+    return function(structure)
+
+
+def _shape(spec: Spec) -> str:
+    return f"{spec.dtype}[{','.join(map(str, spec.shape))}]"
+
+
+def _list(specs: tuple[Spec, ...]) -> str:
+    return "(" + ", ".join(f"{_shape(spec)} on {spec.device}" for spec in specs) + ")"
+
+
+def _users_line() -> str:
+    """Return the file and line, outside this package, that is running."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "unknown"

@@ -1,0 +1,1638 @@
+"""The CUDA kernels: what one GPU thread does, beside the launcher that starts many of it.
+
+How to read one
+---------------
+``_add_forward`` is the kernel: every thread runs it, and ``cuda.grid(1)`` tells a thread its
+number. ``add_forward`` is its launcher: it has the name and the parameters of the CPU kernel in
+``kernels_cpu.py``, and a last one, the stream. Threads come in blocks of a fixed size, so the last
+block has some to spare: hence ``if i < out.size``.
+
+Arrays are contiguous; outputs are overwritten and hold garbage before. A thread owns what it
+writes and gathers what it needs: no float atomics, so results are the same every time.
+
+float32 and float64 go through one text: ``x.dtype.type(0)`` is a zero of the right kind, where a
+bare ``0.0`` would turn float32 arithmetic into float64, 64 times as slow on many GPUs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from . import formulas
+from .cuda_support import BLOCK, TILE, constant, cuda, erf, exp, expm1, launch, log, pow, sqrt, tanh
+from .errors import NO_ERROR
+
+device = cuda.jit(device=True)  # a function that kernels call
+
+
+def _launch_flat(kernel, size, stream, *args):
+    """Start ``size`` threads, rounded up to whole blocks."""
+    launch(kernel, -(-size // BLOCK), BLOCK, stream, *args)
+
+
+@device
+def _const(x, value):
+    return type(x)(value)
+
+
+@device
+def _where(condition, x, y):
+    return x if condition else y
+
+
+@device
+def _maximum(x, y):
+    return x if x > y or x != x else y  # x != x: NaN wins
+
+
+@device
+def _minimum(x, y):
+    return x if x < y or x != x else y
+
+
+scalar = formulas.bind(
+    {
+        "const": _const,
+        "where": _where,
+        "maximum": _maximum,
+        "minimum": _minimum,
+        "sqrt": sqrt,
+        "exp": exp,
+        "log": log,
+        "tanh": tanh,
+        "erf": erf,
+        "power": pow,
+    },
+    device,
+)
+
+
+# ================================================================ elementwise
+#
+# One thread per element of `out`. Where operands broadcast, `layout` holds the collapsed shape in
+# its first row and the strides of each operand, in elements, in the next ones. A stride of 0
+# repeats an operand along that dimension.
+
+
+@device
+def _offset(index, layout, operand):
+    """Return where element number `index` of the result lies in a broadcast operand."""
+    offset = 0
+    for axis in range(layout.shape[1] - 1, 0, -1):
+        offset += index % layout[0, axis] * layout[operand, axis]
+        index //= layout[0, axis]
+    return offset + index * layout[operand, 0]
+
+
+@device
+def _pair(x, y, layout, i):
+    """Return what two operands hold for element number i of the result."""
+    return x[_offset(i, layout, 1)], y[_offset(i, layout, 2)]
+
+
+@cuda.jit
+def _add_forward(x, y, layout, out):
+    """out[i] = x[i] + y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.add(a, b)
+
+
+def add_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_add_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _subtract_forward(x, y, layout, out):
+    """out[i] = x[i] - y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.subtract(a, b)
+
+
+def subtract_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_subtract_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _multiply_forward(x, y, layout, out):
+    """out[i] = x[i] y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.multiply(a, b)
+
+
+def multiply_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_multiply_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _divide_forward(x, y, layout, out):
+    """out[i] = x[i] / y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.divide(a, b)
+
+
+def divide_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_divide_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _pow_forward(x, y, layout, out):
+    """out[i] = x[i] ** y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.raised(a, b)
+
+
+def pow_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_pow_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _maximum_forward(x, y, layout, out):
+    """out[i] = max(x[i], y[i]); NaN if either is."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.larger(a, b)
+
+
+def maximum_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_maximum_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _minimum_forward(x, y, layout, out):
+    """out[i] = min(x[i], y[i]); NaN if either is."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.smaller(a, b)
+
+
+def minimum_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_minimum_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _equal_forward(x, y, layout, out):
+    """out[i] = x[i] == y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.equal(a, b)
+
+
+def equal_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_equal_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _not_equal_forward(x, y, layout, out):
+    """out[i] = x[i] != y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.not_equal(a, b)
+
+
+def not_equal_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_not_equal_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _less_forward(x, y, layout, out):
+    """out[i] = x[i] < y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.less(a, b)
+
+
+def less_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_less_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _less_equal_forward(x, y, layout, out):
+    """out[i] = x[i] <= y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.less_equal(a, b)
+
+
+def less_equal_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_less_equal_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _greater_forward(x, y, layout, out):
+    """out[i] = x[i] > y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.greater(a, b)
+
+
+def greater_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_greater_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _greater_equal_forward(x, y, layout, out):
+    """out[i] = x[i] >= y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.greater_equal(a, b)
+
+
+def greater_equal_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_greater_equal_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _where_forward(condition, x, y, layout, out):
+    """out[i] = x[i] if condition[i] else y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        if condition[_offset(i, layout, 1)]:
+            out[i] = x[_offset(i, layout, 2)]
+        else:
+            out[i] = y[_offset(i, layout, 3)]
+
+
+def where_forward(condition, x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_where_forward, out.size, stream, condition, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _broadcast_to_forward(x, layout, out):
+    """out[i] = x[i], repeated along the dimensions where x has stride 0."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = x[_offset(i, layout, 1)]
+
+
+def broadcast_to_forward(x, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_broadcast_to_forward, out.size, stream, x, constant(layout), out)
+
+
+@cuda.jit
+def _cast_forward(x, out):
+    """out[i] = x[i] in out's dtype; floats become integers by dropping their fraction."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = out.dtype.type(x[i])
+
+
+def cast_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_cast_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _copy_forward(x, out):
+    """out[i] = x[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = x[i]
+
+
+def copy_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_copy_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _negative_forward(x, out):
+    """out[i] = -x[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.negative(x[i])
+
+
+def negative_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_negative_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _abs_forward(x, out):
+    """out[i] = |x[i]|."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.absolute(x[i])
+
+
+def abs_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_abs_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _exp_forward(x, out):
+    """out[i] = exp(x[i])."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.exponential(x[i])
+
+
+def exp_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_exp_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _log_forward(x, out):
+    """out[i] = ln x[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.logarithm(x[i])
+
+
+def log_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_log_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _sqrt_forward(x, out):
+    """out[i] = sqrt(x[i])."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.square_root(x[i])
+
+
+def sqrt_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_sqrt_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _tanh_forward(x, out):
+    """out[i] = tanh(x[i])."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.hyperbolic_tangent(x[i])
+
+
+def tanh_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_tanh_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _erf_forward(x, out):
+    """out[i] = erf(x[i])."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.error_function(x[i])
+
+
+def erf_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_erf_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _sigmoid_forward(x, out):
+    """out[i] = 1 / (1 + exp(-x[i]))."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.sigmoid(x[i])
+
+
+def sigmoid_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_sigmoid_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _relu_forward(x, out):
+    """out[i] = max(x[i], 0)."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.relu(x[i])
+
+
+def relu_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_relu_forward, out.size, stream, x, out)
+
+
+@cuda.jit
+def _relu_backward(x, grad_out, out):
+    """out[i] = grad_out[i] if x[i] > 0 else 0."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.relu_backward(x[i], grad_out[i])
+
+
+def relu_backward(x, grad_out, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_relu_backward, out.size, stream, x, grad_out, out)
+
+
+@cuda.jit
+def _leaky_relu_forward(x, slope, out):
+    """out[i] = x[i] if x[i] > 0 else slope x[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.leaky_relu(x[i], slope)
+
+
+def leaky_relu_forward(x, slope, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_leaky_relu_forward, out.size, stream, x, slope, out)
+
+
+@cuda.jit
+def _leaky_relu_backward(x, grad_out, slope, out):
+    """out[i] = grad_out[i] if x[i] > 0 else slope grad_out[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.leaky_relu_backward(x[i], grad_out[i], slope)
+
+
+def leaky_relu_backward(x, grad_out, slope, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_leaky_relu_backward, out.size, stream, x, grad_out, slope, out)
+
+
+@cuda.jit
+def _gelu_forward(x, out):
+    """out[i] = x[i] Phi(x[i]), Phi the normal distribution function."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.gelu(x[i])
+
+
+def gelu_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_gelu_forward, out.size, stream, x, out)
+
+
+# ================================================================= reduction
+#
+# Every reduction sees x as (outer, reduce, inner): the reduced axes lie together in the middle.
+
+CHAIN = 64  # longest chain of additions: in float32 a longer one would lose small addends
+WARP = 32  # threads that read memory together
+
+
+@cuda.jit
+def _sum_forward(x, reduce, inner, width, out):
+    """out[o, i] = sum_r x[o, r, i].
+
+    A block owns `width` neighbouring outputs of one `o`: `width` threads side by side read
+    neighbouring elements of a row, and the block's rows of threads share the additions. Their
+    partial sums meet in shared memory and are added as a tree.
+    """
+    partial = cuda.shared.array(BLOCK, x.dtype)
+    thread, rows = cuda.threadIdx.x, BLOCK // width
+    blocks = (inner + width - 1) // width
+    o = cuda.blockIdx.x // blocks
+    i = cuda.blockIdx.x % blocks * width + thread % width
+    total = x.dtype.type(0)
+    if i < inner:
+        for start in range(thread // width, reduce, rows * CHAIN):
+            chain = x.dtype.type(0)
+            for r in range(start, min(start + rows * CHAIN, reduce), rows):
+                chain += x[(o * reduce + r) * inner + i]
+            total += chain
+    partial[thread] = total
+    cuda.syncthreads()
+    half = BLOCK // 2
+    while half >= width:
+        if thread < half:
+            partial[thread] += partial[thread + half]
+        cuda.syncthreads()
+        half //= 2
+    if thread < width and i < inner:
+        out[o * inner + i] = partial[thread]
+
+
+def sum_forward(x, reduce, inner, out, stream):
+    """Start a block per `width` outputs: a power of two, as wide as memory is read together."""
+    width = 1
+    while width < inner and width < min(WARP, BLOCK):
+        width *= 2
+    outer = out.size // max(inner, 1)
+    grid = outer * -(-inner // width)
+    launch(_sum_forward, grid, BLOCK, stream, x, reduce, inner, width, out)
+
+
+@cuda.jit
+def _max_forward(x, reduce, inner, out, index):
+    """out[o, i] = max_r x[o, r, i] and the first r that attains it; the first NaN wins."""
+    j = cuda.grid(1)
+    if j < out.size:
+        start = j // inner * reduce * inner + j % inner
+        best, where = x[start], 0
+        for r in range(1, reduce):
+            value = x[start + r * inner]
+            if value > best or (value != value and best == best):
+                best, where = value, r
+        out[j] = best
+        index[j] = where
+
+
+def max_forward(x, reduce, inner, out, index, stream):
+    """Start a thread per output."""
+    _launch_flat(_max_forward, out.size, stream, x, reduce, inner, out, index)
+
+
+@cuda.jit
+def _min_forward(x, reduce, inner, out, index):
+    """out[o, i] = min_r x[o, r, i] and the first r that attains it; the first NaN wins."""
+    j = cuda.grid(1)
+    if j < out.size:
+        start = j // inner * reduce * inner + j % inner
+        best, where = x[start], 0
+        for r in range(1, reduce):
+            value = x[start + r * inner]
+            if value < best or (value != value and best == best):
+                best, where = value, r
+        out[j] = best
+        index[j] = where
+
+
+def min_forward(x, reduce, inner, out, index, stream):
+    """Start a thread per output."""
+    _launch_flat(_min_forward, out.size, stream, x, reduce, inner, out, index)
+
+
+@cuda.jit
+def _pick_forward(x, index, reduce, inner, out):
+    """out[o, i] = x[o, index[o, i], i]: what a maximum found."""
+    j = cuda.grid(1)
+    if j < out.size:
+        o, i = j // inner, j % inner
+        out[j] = x[(o * reduce + index[j]) * inner + i]
+
+
+def pick_forward(x, index, reduce, inner, out, stream):
+    """Start a thread per output."""
+    _launch_flat(_pick_forward, out.size, stream, x, index, reduce, inner, out)
+
+
+@cuda.jit
+def _place_forward(x, index, reduce, inner, out):
+    """out[o, r, i] = x[o, i] if r == index[o, i] else 0: the gradient of `pick`."""
+    j = cuda.grid(1)
+    if j < out.size:
+        o, r, i = j // inner // reduce, j // inner % reduce, j % inner
+        hit = index[o * inner + i] == r
+        out[j] = x[o * inner + i] if hit else x.dtype.type(0)
+
+
+def place_forward(x, index, reduce, inner, out, stream):
+    """Start a thread per output."""
+    _launch_flat(_place_forward, out.size, stream, x, index, reduce, inner, out)
+
+
+# ============================================================ matrix product
+
+MAX_GRID_Z = 65535  # most blocks along the grid's third dimension
+
+
+@cuda.jit
+def _matmul_forward(a, b, transpose_a, transpose_b, first, out):
+    """out[b, i, j] = sum_p a[b, i, p] b[b, p, j], each operand as it is or transposed.
+
+    A block owns TILE x TILE outputs, a thread one of them. The block walks along p: it brings a
+    tile of each operand to shared memory, where every element is used TILE times. Threads side by
+    side read neighbouring elements of an operand, transposed or not; what lies outside is 0.
+    """
+    tile_a = cuda.shared.array((TILE, TILE), a.dtype)
+    tile_b = cuda.shared.array((TILE, TILE), a.dtype)
+    batch, m, n = out.shape
+    k = a.shape[1] if transpose_a else a.shape[2]
+    row, column = cuda.threadIdx.y, cuda.threadIdx.x
+    top, left = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
+    zero = a.dtype.type(0)
+    for which in range(cuda.blockIdx.z, batch, cuda.gridDim.z):
+        which_a = which if a.shape[0] > 1 else 0
+        which_b = which if b.shape[0] > 1 else 0
+        total = zero
+        for start in range(0, k, TILE):
+            if transpose_a:
+                inside = start + row < k and top + column < m
+                value = a[which_a, start + row, first + top + column] if inside else zero
+                tile_a[column, row] = value
+            else:
+                inside = top + row < m and start + column < k
+                value = a[which_a, first + top + row, start + column] if inside else zero
+                tile_a[row, column] = value
+            if transpose_b:
+                inside = left + row < n and start + column < k
+                value = b[which_b, left + row, start + column] if inside else zero
+                tile_b[column, row] = value
+            else:
+                inside = start + row < k and left + column < n
+                value = b[which_b, start + row, left + column] if inside else zero
+                tile_b[row, column] = value
+            cuda.syncthreads()
+            for p in range(TILE):
+                total += tile_a[row, p] * tile_b[p, column]
+            cuda.syncthreads()
+        if top + row < m and left + column < n:
+            out[which, top + row, left + column] = total
+
+
+def matmul_forward(a, b, transpose_a, transpose_b, first, out, turned, stream):
+    """Start a block per tile of `out`; the CPU's workspace `turned` is not needed."""
+    batch, m, n = out.shape
+    grid = (-(-m // TILE), -(-n // TILE), min(batch, MAX_GRID_Z))
+    block = (TILE, TILE)
+    launch(_matmul_forward, grid, block, stream, a, b, transpose_a, transpose_b, first, out)
+
+
+# =================================================================== shaping
+
+
+@cuda.jit
+def _permute_dims_forward(x, layout, first, out):
+    """out[i0, i1, ...] = x at the permuted indices, for out's rows from number `first` on.
+
+    `layout` holds out's shape, then for each of its axes the stride along it in x.
+    """
+    i = cuda.grid(1)
+    if i < out.size:
+        width = layout[0, layout.shape[1] - 1]
+        out[i] = x[_offset(first * width + i, layout, 1)]
+
+
+def permute_dims_forward(x, layout, first, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_permute_dims_forward, out.size, stream, x, constant(layout), first, out)
+
+
+@cuda.jit
+def _slice_forward(x, layout, start, first, out):
+    """out[i0, i1, ...] = x[start0 + i0 step0, start1 + i1 step1, ...]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = x[start + _offset(first * layout[0, layout.shape[1] - 1] + i, layout, 1)]
+
+
+def slice_forward(x, layout, start, first, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_slice_forward, out.size, stream, x, constant(layout), start, first, out)
+
+
+@device
+def _place_in_slice(index, layout):
+    """Return where in value the element number `index` of out comes from, or -1."""
+    source = 0
+    for axis in range(layout.shape[1] - 1, -1, -1):
+        moved = index % layout[0, axis] - layout[1, axis]
+        k = moved // layout[2, axis]
+        if k * layout[2, axis] != moved or k < 0 or k >= layout[3, axis]:
+            return -1
+        source += k * layout[4, axis]
+        index //= layout[0, axis]
+    return source
+
+
+@cuda.jit
+def _set_slice_forward(x, value, layout, first, out):
+    """out[i0, ...] = value[k0, ...] if i = start + k step along every axis, else x[i0, ...]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        source = _place_in_slice(first * layout[0, layout.shape[1] - 1] + i, layout)
+        if source >= 0:
+            out[i] = value[source]
+        else:
+            out[i] = x[i if x.size > 1 else 0]
+
+
+def set_slice_forward(x, value, layout, first, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_set_slice_forward, out.size, stream, x, value, constant(layout), first, out)
+
+
+@cuda.jit
+def _concat_forward(x, y, width_x, width_y, out):
+    """out[o, i] = x[o, i] for i < width_x, then y[o, i - width_x]."""
+    n = cuda.grid(1)
+    if n < out.size:
+        o, i = divmod(n, width_x + width_y)
+        if i < width_x:
+            out[n] = x[o * width_x + i]
+        else:
+            out[n] = y[o * width_y + i - width_x]
+
+
+def concat_forward(x, y, width_x, width_y, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_concat_forward, out.size, stream, x, y, width_x, width_y, out)
+
+
+# ================================================================== indexing
+#
+# An array is seen as (outer, rows, inner) and indexed along its rows. Index r < 0 means rows + r.
+# One block looks whether every index is in range; the kernel proper skips those that are not.
+
+
+@cuda.jit
+def _check_indices(indices, rows, first, error):
+    """error[0] = the place of the first index out of range, counted from `first`, or NO_ERROR."""
+    if cuda.threadIdx.x == 0:
+        error[0] = NO_ERROR
+    cuda.syncthreads()
+    for n in range(cuda.threadIdx.x, indices.size, cuda.blockDim.x):
+        if indices[n] < -rows or indices[n] >= rows:
+            cuda.atomic.min(error, 0, first + n)
+
+
+@cuda.jit
+def _take_forward(x, indices, rows, inner, out):
+    """out[o, n, i] = x[o, indices[n], i]."""
+    at = cuda.grid(1)
+    if at < out.size:
+        outer_n, i = divmod(at, inner)
+        o, n = divmod(outer_n, indices.size)
+        row = indices[n] + (rows if indices[n] < 0 else 0)
+        if 0 <= row < rows:
+            out[at] = x[(o * rows + row) * inner + i]
+
+
+def take_forward(x, indices, rows, inner, first, out, error, stream):
+    """Start one block to check the indices, then a thread per element."""
+    launch(_check_indices, 1, BLOCK, stream, indices, rows, first, error)
+    _launch_flat(_take_forward, out.size, stream, x, indices, rows, inner, out)
+
+
+@cuda.jit
+def _take_backward(grad_out, indices, rows, inner, first, count, out):
+    """out[o, r, i] = the sum of grad_out[o, n, i] over the n with indices[n] == first + r.
+
+    Each thread looks through all indices, so that a sum always runs in the same order.
+    """
+    at = cuda.grid(1)
+    if at < out.size:
+        outer_r, i = divmod(at, inner)
+        o, r = divmod(outer_r, count)
+        total = out.dtype.type(0)
+        for n in range(indices.size):
+            row = indices[n] + (rows if indices[n] < 0 else 0)
+            if row == first + r:
+                total += grad_out[(o * indices.size + n) * inner + i]
+        out[at] = total
+
+
+def take_backward(grad_out, indices, rows, inner, first, count, out, stream):
+    """Start a thread per element."""
+    _launch_flat(
+        _take_backward, out.size, stream, grad_out, indices, rows, inner, first, count, out
+    )
+
+
+@cuda.jit
+def _ravel_index_forward(high, low, rows, out):
+    """out[n] = high[n] rows + low[n]: one index for a pair, with low counted from the front."""
+    n = cuda.grid(1)
+    if n < out.size:
+        out[n] = high[n] * rows + low[n] + (rows if low[n] < 0 else 0)
+
+
+def ravel_index_forward(high, low, rows, first, out, error, stream):
+    """Start one block to check the indices, then a thread per pair."""
+    launch(_check_indices, 1, BLOCK, stream, low, rows, first, error)
+    _launch_flat(_ravel_index_forward, out.size, stream, high, low, rows, out)
+
+
+@cuda.jit
+def _last_writer_forward(indices, rows, first, out):
+    """out[r] = the last n with indices[n] == first + r, or -1 if there is none."""
+    r = cuda.grid(1)
+    if r < out.size:
+        last = -1
+        for n in range(indices.size):
+            row = indices[n] + (rows if indices[n] < 0 else 0)
+            if row == first + r:
+                last = n
+        out[r] = last
+
+
+def last_writer_forward(indices, rows, first, out, error, stream):
+    """Start one block to check the indices, then a thread per row."""
+    launch(_check_indices, 1, BLOCK, stream, indices, rows, 0, error)
+    _launch_flat(_last_writer_forward, out.size, stream, indices, rows, first, out)
+
+
+# ============================================================== optimisation
+#
+# One thread per element of a parameter: it reads and writes the element, its gradient and its
+# moments. `lr` and `steps` hold one number each, read when the kernel runs. Outputs may be the
+# inputs of the same name.
+
+
+@cuda.jit
+def _count_forward(steps, out):
+    """out[i] = steps[i] + 1."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = steps[i] + 1
+
+
+def count_forward(steps, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_count_forward, out.size, stream, steps, out)
+
+
+@cuda.jit
+def _sgd_update(param, grad, lr, weight_decay, out):
+    """g = grad + weight_decay param;  out = param - lr g."""
+    i = cuda.grid(1)
+    if i < out.size:
+        p = param[i]
+        g = grad[i] + weight_decay * p
+        out[i] = p - param.dtype.type(lr[0]) * g
+
+
+def sgd_update(param, grad, lr, weight_decay, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_sgd_update, out.size, stream, param, grad, lr, weight_decay, out)
+
+
+@cuda.jit
+def _momentum_update(
+    param, grad, velocity, lr, weight_decay, momentum, nesterov, out, new_velocity
+):
+    """v = momentum velocity + g;  out = param - lr v, or Nesterov's param - lr (g + momentum v)."""
+    i = cuda.grid(1)
+    if i < out.size:
+        p = param[i]
+        g = grad[i] + weight_decay * p
+        v = momentum * velocity[i] + g
+        new_velocity[i] = v
+        step = g + momentum * v if nesterov else v
+        out[i] = p - param.dtype.type(lr[0]) * step
+
+
+def momentum_update(
+    param, grad, velocity, lr, weight_decay, momentum, nesterov, out, new_velocity, stream
+):
+    """Start a thread per element."""
+    args = param, grad, velocity, lr, weight_decay, momentum, nesterov, out, new_velocity
+    _launch_flat(_momentum_update, out.size, stream, *args)
+
+
+@cuda.jit
+def _adam_update(
+    param, grad, mean, square, lr, steps,
+    rest1, rest2, log1, log2, eps, l2, decay,
+    out, new_mean, new_square,
+):  # fmt: skip
+    """Adam (Kingma and Ba, 2015), with t = steps, rest = 1 - beta, log = ln(beta):
+
+    g = grad + l2 param;  m = mean + rest1 (g - mean);  s = square + rest2 (g^2 - square)
+    out = (1 - lr decay) param - lr m / (1 - beta1^t) / (sqrt(s / (1 - beta2^t)) + eps)
+    """
+    i = cuda.grid(1)
+    if i < out.size:
+        number = param.dtype.type
+        t = number(steps[0])
+        rate = number(lr[0])
+        p = param[i]
+        g = grad[i] + l2 * p
+        m = mean[i] + rest1 * (g - mean[i])
+        s = square[i] + rest2 * (g * g - square[i])
+        new_mean[i] = m
+        new_square[i] = s
+        m_hat = m / -expm1(t * log1)
+        s_hat = s / -expm1(t * log2)
+        out[i] = (number(1) - rate * decay) * p - rate * m_hat / (sqrt(s_hat) + eps)
+
+
+def adam_update(
+    param, grad, mean, square, lr, steps,
+    rest1, rest2, log1, log2, eps, l2, decay,
+    out, new_mean, new_square, stream,
+):  # fmt: skip
+    """Start a thread per element."""
+    args = param, grad, mean, square, lr, steps, rest1, rest2, log1, log2, eps, l2, decay
+    _launch_flat(_adam_update, out.size, stream, *args, out, new_mean, new_square)
+
+
+# =============================================================== convolution
+#
+# Images are (n, h, w, c), weights (r, s, c, k). One thread owns one element of the result and
+# gathers all that goes into it. Neighbouring threads own neighbouring channels, so that they read
+# neighbouring elements of the weight and of grad_out.
+
+
+@cuda.jit
+def _conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out):
+    """out[n, h, w, k] = bias[k]
+    + sum_{r,s,c} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, c, k].
+    """
+    _, rows, columns, _ = x.shape
+    filter_height, filter_width, depth, _ = weight.shape
+    _, height, width, out_channels = out.shape
+    i = cuda.grid(1)
+    if i < out.size:
+        k = i % out_channels
+        w = i // out_channels % width
+        h = i // (out_channels * width) % height
+        n = i // (out_channels * width * height)
+        first = k // (out_channels // groups) * depth  # of the channels that k sees
+        acc = x.dtype.type(0)
+        for r in range(filter_height):
+            row = h * stride[0] + r * dilation[0] - padding[0]
+            if 0 <= row < rows:
+                for s in range(filter_width):
+                    column = w * stride[1] + s * dilation[1] - padding[1]
+                    if 0 <= column < columns:
+                        for c in range(depth):
+                            acc += x[n, row, column, first + c] * weight[r, s, c, k]
+        if bias.size > 0:
+            acc += bias[k]
+        out[n, h, w, k] = acc
+
+
+def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out, padded, stream):
+    """Start a thread per output element; `padded` is for the CPU."""
+    args = x, weight, bias, stride, padding, dilation, groups, out
+    _launch_flat(_conv2d_forward, out.size, stream, *args)
+
+
+@cuda.jit
+def _conv2d_backward_input(grad_out, weight, stride, padding, dilation, groups, grad_x):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, k] weight[r, s, c, k] over all r, s, k where
+    i stride + r dilation - padding = h, and likewise for j and w.
+    """
+    _, rows, columns, out_channels = grad_out.shape
+    filter_height, filter_width, depth, _ = weight.shape
+    _, height, width, channels = grad_x.shape
+    p = cuda.grid(1)
+    if p < grad_x.size:
+        c = p % channels
+        w = p // channels % width
+        h = p // (channels * width) % height
+        n = p // (channels * width * height)
+        group = out_channels // groups
+        first = c // depth * group  # of the output channels that see c
+        acc = grad_x.dtype.type(0)
+        for r in range(filter_height):
+            i = h + padding[0] - r * dilation[0]
+            if 0 <= i < rows * stride[0] and i % stride[0] == 0:
+                for s in range(filter_width):
+                    j = w + padding[1] - s * dilation[1]
+                    if 0 <= j < columns * stride[1] and j % stride[1] == 0:
+                        for k in range(first, first + group):
+                            grad = grad_out[n, i // stride[0], j // stride[1], k]
+                            acc += grad * weight[r, s, c % depth, k]
+        grad_x[n, h, w, c] = acc
+
+
+def conv2d_backward_input(
+    grad_out, weight, stride, padding, dilation, groups, grad_x, turned, spread, stream
+):
+    """Start a thread per input element; `turned` and `spread` are for the CPU."""
+    args = grad_out, weight, stride, padding, dilation, groups, grad_x
+    _launch_flat(_conv2d_backward_input, grad_x.size, stream, *args)
+
+
+@cuda.jit
+def _conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad_weight):
+    """grad_weight[r, s, c, k]
+    = sum_{n,h,w} x[n, h stride + r dilation - padding, w ..., c] grad_out[n, h, w, k].
+    """
+    images, rows, columns, _ = x.shape
+    _, height, width, out_channels = grad_out.shape
+    _, filter_width, depth, _ = grad_weight.shape
+    i = cuda.grid(1)
+    if i < grad_weight.size:
+        k = i % out_channels
+        c = i // out_channels % depth
+        s = i // (out_channels * depth) % filter_width
+        r = i // (out_channels * depth * filter_width)
+        channel = k // (out_channels // groups) * depth + c
+        acc = x.dtype.type(0)
+        for n in range(images):
+            for h in range(height):
+                row = h * stride[0] + r * dilation[0] - padding[0]
+                if 0 <= row < rows:
+                    for w in range(width):
+                        column = w * stride[1] + s * dilation[1] - padding[1]
+                        if 0 <= column < columns:
+                            acc += x[n, row, column, channel] * grad_out[n, h, w, k]
+        grad_weight[r, s, c, k] = acc
+
+
+def conv2d_backward_weight(
+    x, grad_out, stride, padding, dilation, groups, grad_weight, padded, stream
+):
+    """Start a thread per weight; `padded` is for the CPU."""
+    args = x, grad_out, stride, padding, dilation, groups, grad_weight
+    _launch_flat(_conv2d_backward_weight, grad_weight.size, stream, *args)
+
+
+# =================================================================== pooling
+#
+# Windows slide over (h, w) of images (n, h, w, c). One thread owns one element of the result.
+
+
+@device
+def _window(i, kernel, stride, padding, extent):
+    """Return the range of input rows that output row `i` looks at, without the padding."""
+    first = i * stride - padding
+    return max(first, 0), min(first + kernel, extent)
+
+
+@device
+def _windows_over(h, kernel, stride, padding, count):
+    """Return the range of output rows that look at input row `h`."""
+    first = (h + padding - kernel) // stride + 1
+    return max(first, 0), min((h + padding) // stride + 1, count)
+
+
+@cuda.jit
+def _max_pool2d_forward(x, kernel_size, stride, padding, out, index):
+    """out[n, i, j, c] = max x[n, h, w, c] over the window (i, j); index = h width + w of the first
+    element that attains it. The first NaN wins."""
+    _, height, width, _ = x.shape
+    _, rows, columns, channels = out.shape
+    p = cuda.grid(1)
+    if p < out.size:
+        c = p % channels
+        j = p // channels % columns
+        i = p // (channels * columns) % rows
+        n = p // (channels * columns * rows)
+        top, bottom = _window(i, kernel_size[0], stride[0], padding[0], height)
+        left, right = _window(j, kernel_size[1], stride[1], padding[1], width)
+        best = x[n, top, left, c]
+        where = top * width + left
+        for h in range(top, bottom):
+            for w in range(left, right):
+                value = x[n, h, w, c]
+                if value > best or (value != value and best == best):
+                    best = value
+                    where = h * width + w
+        out[n, i, j, c] = best
+        index[n, i, j, c] = where
+
+
+def max_pool2d_forward(x, kernel_size, stride, padding, out, index, stream):
+    """Start a thread per output element."""
+    args = x, kernel_size, stride, padding, out, index
+    _launch_flat(_max_pool2d_forward, out.size, stream, *args)
+
+
+@cuda.jit
+def _max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] where index[n, i, j, c] = h width + w."""
+    _, rows, columns, _ = grad_out.shape
+    _, height, width, channels = grad_x.shape
+    p = cuda.grid(1)
+    if p < grad_x.size:
+        c = p % channels
+        w = p // channels % width
+        h = p // (channels * width) % height
+        n = p // (channels * width * height)
+        top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
+        left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
+        acc = grad_x.dtype.type(0)
+        for i in range(top, bottom):
+            for j in range(left, right):
+                if index[n, i, j, c] == h * width + w:
+                    acc += grad_out[n, i, j, c]
+        grad_x[n, h, w, c] = acc
+
+
+def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x, stream):
+    """Start a thread per input element."""
+    args = grad_out, index, kernel_size, stride, padding, grad_x
+    _launch_flat(_max_pool2d_backward, grad_x.size, stream, *args)
+
+
+@cuda.jit
+def _max_pool2d_pick(x, index, out):
+    """out[n, i, j, c] = x[n, h, w, c] where h width + w = index[n, i, j, c]."""
+    width = x.shape[2]
+    _, rows, columns, channels = out.shape
+    p = cuda.grid(1)
+    if p < out.size:
+        c = p % channels
+        j = p // channels % columns
+        i = p // (channels * columns) % rows
+        n = p // (channels * columns * rows)
+        where = index[n, i, j, c]
+        out[n, i, j, c] = x[n, where // width, where % width, c]
+
+
+def max_pool2d_pick(x, index, out, stream):
+    """Start a thread per output element."""
+    _launch_flat(_max_pool2d_pick, out.size, stream, x, index, out)
+
+
+@cuda.jit
+def _avg_pool2d_forward(x, kernel_size, stride, padding, out):
+    """out[n, i, j, c] = mean of x[n, h, w, c] over the window (i, j), where padding counts as 0."""
+    _, height, width, _ = x.shape
+    _, rows, columns, channels = out.shape
+    p = cuda.grid(1)
+    if p < out.size:
+        c = p % channels
+        j = p // channels % columns
+        i = p // (channels * columns) % rows
+        n = p // (channels * columns * rows)
+        top, bottom = _window(i, kernel_size[0], stride[0], padding[0], height)
+        left, right = _window(j, kernel_size[1], stride[1], padding[1], width)
+        acc = x.dtype.type(0)
+        for h in range(top, bottom):
+            for w in range(left, right):
+                acc += x[n, h, w, c]
+        out[n, i, j, c] = acc / x.dtype.type(kernel_size[0] * kernel_size[1])
+
+
+def avg_pool2d_forward(x, kernel_size, stride, padding, out, stream):
+    """Start a thread per output element."""
+    args = x, kernel_size, stride, padding, out
+    _launch_flat(_avg_pool2d_forward, out.size, stream, *args)
+
+
+@cuda.jit
+def _avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows (i, j) on (h, w)."""
+    _, rows, columns, _ = grad_out.shape
+    _, height, width, channels = grad_x.shape
+    p = cuda.grid(1)
+    if p < grad_x.size:
+        c = p % channels
+        w = p // channels % width
+        h = p // (channels * width) % height
+        n = p // (channels * width * height)
+        top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
+        left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
+        acc = grad_x.dtype.type(0)
+        for i in range(top, bottom):
+            for j in range(left, right):
+                acc += grad_out[n, i, j, c]
+        grad_x[n, h, w, c] = acc / grad_x.dtype.type(kernel_size[0] * kernel_size[1])
+
+
+def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x, stream):
+    """Start a thread per input element."""
+    args = grad_out, kernel_size, stride, padding, grad_x
+    _launch_flat(_avg_pool2d_backward, grad_x.size, stream, *args)
+
+
+# ============================================================ random numbers
+#
+# Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) mixes a key,
+# the seed, with a counter, the number of the draw and of a block in it, into four random 32-bit
+# words. One thread per block: four elements, or in float64, from two words each, two elements.
+# `first` is the number of out's first element. Words are held in uint64, where they can't wrap.
+
+PHILOX_0, PHILOX_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # multipliers
+WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # steps of the key
+WORD, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+WORDS = 4  # in a block
+
+
+@device
+def _philox(seed, call, block):
+    """Return block number `block` of draw number `call`: four random 32-bit words."""
+    c0, c1, c2, c3 = block & WORD, block >> HALF, call & WORD, call >> HALF
+    k0, k1 = seed & WORD, seed >> HALF
+    for _ in range(10):
+        p, q = c0 * PHILOX_0, c2 * PHILOX_1
+        c0, c1, c2, c3 = (q >> HALF) ^ c1 ^ k0, q & WORD, (p >> HALF) ^ c3 ^ k1, p & WORD
+        k0, k1 = (k0 + WEYL_0) & WORD, (k1 + WEYL_1) & WORD
+    return c0, c1, c2, c3
+
+
+@device
+def _uniform(words, k, out):
+    """Return number k of a block, in [0, 1): as many random bits as a number of out's dtype has."""
+    if out.itemsize == 4:
+        return out.dtype.type(np.int64(words[k]) >> 8) * out.dtype.type(2.0**-24)
+    bits = np.int64(words[2 * k]) << 21 | np.int64(words[2 * k + 1]) >> 11
+    return out.dtype.type(bits) * out.dtype.type(2.0**-53)
+
+
+@device
+def _cosine_of_turns(t, out):
+    """Return cos(2 pi t) for -1 < t < 1.
+
+    It is the sine of an angle of at most a quarter turn, and that is its Taylor series. The
+    library's cosine reduces huge angles in float64, which a float32 kernel must not hold.
+    """
+    t = -t if t < 0 else t
+    turn = out.dtype.type(1)
+    t = turn - t if t + t > turn else t
+    angle = (out.dtype.type(0.25) - t) * out.dtype.type(2 * math.pi)
+    square = angle * angle
+    series = turn
+    for n in range(20, 0, -2):
+        series = turn - series * square / out.dtype.type(n * (n + 1))
+    return angle * series
+
+
+def _launch_blocks(kernel, each, first, size, stream, *args):
+    """Start a thread for each block of `each` elements that first, ..., first + size - 1 touch."""
+    blocks = -(-(first + size) // each) - first // each if size else 0
+    _launch_flat(kernel, blocks, stream, *args)
+
+
+@cuda.jit
+def _random_uniform(seed, call, first, out):
+    """out[i] = u[first + i], uniform in [0, 1)."""
+    each = 4 * WORDS // out.itemsize
+    block = first // each + cuda.grid(1)
+    words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
+    for k in range(each):
+        i = block * each + k - first
+        if 0 <= i < out.size:
+            out[i] = _uniform(words, k, out)
+
+
+def random_uniform(seed, call, first, out, stream):
+    """Start a thread per block of words."""
+    each = 4 * WORDS // out.dtype.itemsize
+    _launch_blocks(_random_uniform, each, first, out.size, stream, seed, call, first, out)
+
+
+@cuda.jit
+def _random_normal(seed, call, first, out):
+    """out[2j], out[2j + 1] = r cos(2 pi v), r sin(2 pi v), with r = sqrt(-2 ln(1 - u)).
+
+    u, v = u[2j], u[2j + 1] are uniform; elements are counted from `first` (Box and Muller, 1958).
+    """
+    each = 4 * WORDS // out.itemsize
+    block = first // each + cuda.grid(1)
+    words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
+    for k in range(each):
+        i = block * each + k - first
+        if 0 <= i < out.size:
+            rest = out.dtype.type(1) - _uniform(words, k - k % 2, out)
+            radius = sqrt(out.dtype.type(-2) * log(rest))
+            turns = _uniform(words, k - k % 2 + 1, out)
+            quarter = out.dtype.type(0.25 if k % 2 else 0)  # sin(a) = cos(a - pi / 2)
+            out[i] = radius * _cosine_of_turns(turns - quarter, out)
+
+
+def random_normal(seed, call, first, out, stream):
+    """Start a thread per block of words."""
+    each = 4 * WORDS // out.dtype.itemsize
+    _launch_blocks(_random_normal, each, first, out.size, stream, seed, call, first, out)
+
+
+@cuda.jit
+def _dropout_forward(x, seed, call, threshold, scale, first, out, mask):
+    """mask[i] = w[first + i] >= threshold;  out[i] = x[i] scale if mask[i] else 0.
+
+    w are random 32-bit words, the same ones for float32 and float64.
+    """
+    block = first // WORDS + cuda.grid(1)
+    words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
+    for k in range(WORDS):
+        i = block * WORDS + k - first
+        if 0 <= i < out.size:
+            keep = np.int64(words[k]) >= threshold
+            mask[i] = keep
+            out[i] = x[i] * scale if keep else x.dtype.type(0)
+
+
+def dropout_forward(x, seed, call, threshold, scale, first, out, mask, stream):
+    """Start a thread per block of words."""
+    args = x, seed, call, threshold, scale, first, out, mask
+    _launch_blocks(_dropout_forward, WORDS, first, out.size, stream, *args)
+
+
+# =================================================================== softmax
+#
+# x is (outer, reduce, inner), as in a reduction: one thread per (o, i) walks along r. The largest
+# element is taken off first, so that the largest exponential is 1 and nothing overflows.
+
+
+@device
+def _largest(x, start, count, step):
+    """Return max_r x[start + r step]."""
+    largest = x[start]
+    for r in range(1, count):
+        value = x[start + r * step]
+        largest = value if value > largest else largest
+    return largest
+
+
+@device
+def _sum_of_exponentials(x, start, count, step, shift):
+    """Return sum_r exp(x[start + r step] - shift)."""
+    total = x.dtype.type(0)
+    for r in range(count):
+        total += exp(x[start + r * step] - shift)
+    return total
+
+
+@cuda.jit
+def _softmax_forward(x, reduce, inner, out):
+    """out[o, r, i] = exp(x[o, r, i] - m) / sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
+    j = cuda.grid(1)
+    if j * reduce < out.size:
+        start = j // inner * reduce * inner + j % inner
+        largest = _largest(x, start, reduce, inner)
+        total = _sum_of_exponentials(x, start, reduce, inner, largest)
+        for r in range(reduce):
+            at = start + r * inner
+            out[at] = exp(x[at] - largest) / total
+
+
+def softmax_forward(x, reduce, inner, out, stream):
+    """Start a thread per (o, i)."""
+    _launch_flat(
+        _softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out
+    )
+
+
+@cuda.jit
+def _log_softmax_forward(x, reduce, inner, out):
+    """out[o, r, i] = x[o, r, i] - m - ln sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
+    j = cuda.grid(1)
+    if j * reduce < out.size:
+        start = j // inner * reduce * inner + j % inner
+        largest = _largest(x, start, reduce, inner)
+        shift = log(_sum_of_exponentials(x, start, reduce, inner, largest))
+        for r in range(reduce):
+            at = start + r * inner
+            out[at] = x[at] - largest - shift
+
+
+def log_softmax_forward(x, reduce, inner, out, stream):
+    """Start a thread per (o, i)."""
+    _launch_flat(
+        _log_softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out
+    )
+
+
+# ==================================================================== losses
+
+
+@cuda.jit
+def _check_range(values, count, first, error):
+    """error[0] = the least first + n with values[n] not in 0, ..., count - 1; else NO_ERROR."""
+    if cuda.threadIdx.x == 0:
+        error[0] = NO_ERROR
+    cuda.syncthreads()
+    for n in range(cuda.threadIdx.x, values.size, cuda.blockDim.x):
+        if values[n] < 0 or values[n] >= count:
+            cuda.atomic.min(error, 0, first + n)
+
+
+@cuda.jit
+def _softmax_cross_entropy_forward(logits, labels, loss, probs):
+    """probs[n] = softmax(logits[n]);  loss[n] = -ln probs[n, labels[n]].
+
+    One thread per row. The loss is computed as ln sum_c exp(logits[n, c] - m) -
+    (logits[n, labels[n]] - m), with m = max_c logits[n, c].
+    """
+    n = cuda.grid(1)
+    rows, classes = logits.shape
+    if n < rows:
+        largest = logits[n, 0]
+        for c in range(1, classes):
+            largest = logits[n, c] if logits[n, c] > largest else largest
+        total = logits.dtype.type(0)
+        for c in range(classes):
+            value = exp(logits[n, c] - largest)
+            probs[n, c] = value
+            total += value
+        for c in range(classes):
+            probs[n, c] /= total
+        label = labels[n]
+        if 0 <= label < classes:
+            loss[n] = log(total) - (logits[n, label] - largest)
+        else:
+            loss[n] = logits.dtype.type(0)
+
+
+def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error, stream):
+    """Start one block to check the labels, then a thread per row."""
+    classes = logits.shape[1]
+    launch(_check_range, 1, BLOCK, stream, labels, classes, first, error)
+    _launch_flat(
+        _softmax_cross_entropy_forward, labels.size, stream, logits, labels, loss, probs
+    )
+
+
+@cuda.jit
+def _softmax_cross_entropy_backward(labels, probs, out):
+    """out[n, c] = d loss[n] / d logits[n, c] = probs[n, c] - (1 if c == labels[n] else 0)."""
+    i = cuda.grid(1)
+    if i < out.size:
+        n, c = divmod(i, out.shape[1])
+        hit = out.dtype.type(1) if labels[n] == c else out.dtype.type(0)
+        out[n, c] = probs[n, c] - hit
+
+
+def softmax_cross_entropy_backward(logits, labels, probs, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_softmax_cross_entropy_backward, out.size, stream, labels, probs, out)
+
+
+# ============================================================= normalisation
+#
+# x is (rows, channels): statistics are taken over rows, for each channel by itself, with
+# h[r, c] = (x[r, c] - mean[c]) / sqrt(var[c] + eps), the normalised x. A block sums `width`
+# neighbouring channels, as a block of the sum does.
+
+
+def _launch_channels(kernel, channels, stream, *args):
+    """Start a block per `width` channels: a power of two, as wide as memory is read together."""
+    width = 1
+    while width < channels and width < min(WARP, BLOCK):
+        width *= 2
+    launch(kernel, -(-channels // width), BLOCK, stream, *args[:-1], width, args[-1])
+
+
+@device
+def _add_up(partial, total, width):
+    """Return, to the first `width` threads, the sum over all threads `width` apart."""
+    thread = cuda.threadIdx.x
+    partial[thread] = total
+    cuda.syncthreads()
+    half = BLOCK // 2
+    while half >= width:
+        if thread < half:
+            partial[thread] += partial[thread + half]
+        cuda.syncthreads()
+        half //= 2
+    return partial[thread]
+
+
+@cuda.jit
+def _batch_norm_variance(x, mean, count, width, var):
+    """var[c] = sum_r (x[r, c] - mean[c])^2 / count; count is the number of rows of the whole."""
+    partial = cuda.shared.array(BLOCK, x.dtype)
+    rows, channels = x.shape
+    thread, step = cuda.threadIdx.x, BLOCK // width
+    c = cuda.blockIdx.x * width + thread % width
+    total = x.dtype.type(0)
+    if c < channels:
+        for start in range(thread // width, rows, step * CHAIN):
+            chain = x.dtype.type(0)
+            for r in range(start, min(start + step * CHAIN, rows), step):
+                away = x[r, c] - mean[c]
+                chain += away * away
+            total += chain
+    total = _add_up(partial, total, width)
+    if thread < width and c < channels:
+        var[c] = total / count
+
+
+def batch_norm_variance(x, mean, count, var, stream):
+    """Start a block per `width` channels."""
+    _launch_channels(_batch_norm_variance, x.shape[1], stream, x, mean, count, var)
+
+
+@cuda.jit
+def _batch_norm_forward(x, weight, bias, mean, var, eps, out):
+    """out[r, c] = h[r, c] weight[c] + bias[c]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        r, c = divmod(i, out.shape[1])
+        scale = weight[c] / sqrt(var[c] + eps)
+        out[r, c] = (x[r, c] - mean[c]) * scale + bias[c]
+
+
+def batch_norm_forward(x, weight, bias, mean, var, eps, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_batch_norm_forward, out.size, stream, x, weight, bias, mean, var, eps, out)
+
+
+@cuda.jit
+def _batch_norm_backward_weight(x, grad_out, mean, var, eps, width, grad_weight):
+    """grad_weight[c] = sum_r grad_out[r, c] h[r, c]."""
+    partial = cuda.shared.array(BLOCK, x.dtype)
+    rows, channels = x.shape
+    thread, step = cuda.threadIdx.x, BLOCK // width
+    c = cuda.blockIdx.x * width + thread % width
+    total = x.dtype.type(0)
+    if c < channels:
+        for start in range(thread // width, rows, step * CHAIN):
+            chain = x.dtype.type(0)
+            for r in range(start, min(start + step * CHAIN, rows), step):
+                chain += grad_out[r, c] * (x[r, c] - mean[c])
+            total += chain
+    total = _add_up(partial, total, width)
+    if thread < width and c < channels:
+        grad_weight[c] = total / sqrt(var[c] + eps)
+
+
+def batch_norm_backward_weight(x, grad_out, mean, var, eps, grad_weight, stream):
+    """Start a block per `width` channels."""
+    args = x, grad_out, mean, var, eps, grad_weight
+    _launch_channels(_batch_norm_backward_weight, x.shape[1], stream, *args)
+
+
+@cuda.jit
+def _batch_norm_backward_input(
+    x, weight, grad_out, mean, var, grad_bias, grad_weight, count, eps, grad_x
+):
+    """grad_x[r, c] = s[c] (g[r, c] - (grad_bias[c] + h[r, c] grad_weight[c]) / count).
+
+    s = weight / sqrt(var + eps) and g = grad_out; count is the number of rows of the whole.
+    """
+    i = cuda.grid(1)
+    if i < grad_x.size:
+        r, c = divmod(i, grad_x.shape[1])
+        spread = sqrt(var[c] + eps)
+        h = (x[r, c] - mean[c]) / spread
+        g = grad_out[r, c] - (grad_bias[c] + h * grad_weight[c]) / count
+        grad_x[r, c] = weight[c] / spread * g
+
+
+def batch_norm_backward_input(
+    x, weight, grad_out, mean, var, grad_bias, grad_weight, count, eps, grad_x, stream
+):
+    """Start a thread per element."""
+    args = x, weight, grad_out, mean, var, grad_bias, grad_weight, count, eps, grad_x
+    _launch_flat(_batch_norm_backward_input, grad_x.size, stream, *args)
+
+
+@cuda.jit
+def _batch_norm_update(running_mean, running_var, mean, var, momentum, unbias, out_mean, out_var):
+    """running += momentum (batch - running), for means and, times `unbias`, for variances."""
+    c = cuda.grid(1)
+    if c < mean.size:
+        out_mean[c] = running_mean[c] + (mean[c] - running_mean[c]) * momentum
+        out_var[c] = running_var[c] + (var[c] * unbias - running_var[c]) * momentum
+
+
+def batch_norm_update(
+    running_mean, running_var, mean, var, momentum, unbias, out_mean, out_var, stream
+):
+    """Start a thread per channel."""
+    args = running_mean, running_var, mean, var, momentum, unbias, out_mean, out_var
+    _launch_flat(_batch_norm_update, mean.size, stream, *args)
+
+
+# ================================================================= embedding
+
+
+@cuda.jit
+def _embedding_forward(weight, indices, out):
+    """out[n, f] = weight[indices[n], f]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        n, f = divmod(i, out.shape[1])
+        row = indices[n]
+        inside = 0 <= row < weight.shape[0]
+        out[n, f] = weight[row, f] if inside else weight.dtype.type(0)
+
+
+def embedding_forward(weight, indices, first, out, error, stream):
+    """Start one block to check the indices, then a thread per element."""
+    launch(_check_range, 1, BLOCK, stream, indices, weight.shape[0], first, error)
+    _launch_flat(_embedding_forward, out.size, stream, weight, indices, out)
+
+
+@cuda.jit
+def _embedding_backward(grad_out, indices, first, grad_weight):
+    """grad_weight[w, f] = sum_{n: indices[n] = first + w} grad_out[n, f].
+
+    Each thread looks through all indices, so that a sum always runs in the same order.
+    """
+    i = cuda.grid(1)
+    if i < grad_weight.size:
+        w, f = divmod(i, grad_weight.shape[1])
+        total = grad_out.dtype.type(0)
+        for n in range(indices.size):
+            if indices[n] == first + w:
+                total += grad_out[n, f]
+        grad_weight[w, f] = total
+
+
+def embedding_backward(grad_out, indices, first, grad_weight, start, order, stream):
+    """Start a thread per element; a GPU needs no sorting, so start and order are empty."""
+    _launch_flat(_embedding_backward, grad_weight.size, stream, grad_out, indices, first, grad_weight)

@@ -1,0 +1,813 @@
+"""Layers: functions that hold their weights, and `Module`, which puts them together.
+
+A module is a plain Python object. Its parameters, buffers and inner modules are whatever of these
+kinds its attributes hold, in the order in which they were set::
+
+    class Residual(Module):
+        def __init__(self, channels):
+            self.conv = Conv2d(channels, channels, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv(x).relu()
+
+There is nothing to register and no ``super().__init__()`` to forget. Images are NHWC.
+"""
+
+from __future__ import annotations
+
+import html
+import inspect
+import io
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import device as devices
+from . import ops, random
+from .array import FLOATS, Array, Spec, State, Symbol, asarray
+from .autodiff import no_grad
+from .dispatch import Op, interpreter, make_call
+from .errors import DataError, DTypeError, ShapeError
+
+# ------------------------------------------------------------------- states
+
+
+class Buffer(State):
+    """A state that is not trained: a running mean, a counter, a learning rate.
+
+    Parameters
+    ----------
+    value
+        What ``asarray`` takes. It is copied.
+    device
+        Where the state lives; by default the CPU, or where ``value`` lives.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: Any, *, device: str | None = None):
+        array = asarray(value, device=device)
+        data = devices.backend(array.device).copy(array._data)  # a buffer of its own
+        super().__init__(data, array.shape, array.dtype, array.device)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._body()}{self._details()})"
+
+    def __reduce__(self):
+        return _rebuilt, (type(self), self.numpy(), self.device, self.requires_grad)
+
+    def __copy__(self):
+        return _rebuilt(type(self), self, self.device, self.requires_grad)
+
+
+class Parameter(Buffer):
+    """A state that is trained: ``requires_grad`` is True, and optimisers update it.
+
+    Set ``requires_grad = False`` to freeze it.
+
+    Parameters
+    ----------
+    value
+        Floats, as ``asarray`` takes them. They are copied.
+    device
+        Where the parameter lives; by default the CPU, or where ``value`` lives.
+
+    Examples
+    --------
+    >>> Parameter([1.0, 2.0])
+    Parameter([1., 2.], dtype=float32, requires_grad=True)
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: Any, *, device: str | None = None):
+        super().__init__(value, device=device)
+        if self.dtype not in FLOATS:
+            raise DTypeError(f"Parameter: needs float32 or float64, got {self.dtype}")
+        self.requires_grad = True
+
+
+def _rebuilt(kind: type[Buffer], value: Any, device: str, requires_grad: bool) -> Buffer:
+    state = kind(value, device=device)
+    state.requires_grad = requires_grad
+    return state
+
+
+def load_states(states: Mapping[str, State], values: Mapping[str, Any], strict: bool) -> None:
+    """Write values into states of the same names: all of them, or none and one error.
+
+    Raises
+    ------
+    DataError
+        Naming every missing and unexpected name (unless ``strict`` is False) and every value of
+        another shape or dtype.
+    """
+    hosts = {name: np.asarray(value) for name, value in values.items()}
+    problems = []
+    if strict:
+        problems += [f"missing: {name} {states[name].shape}" for name in states.keys() - hosts]
+        problems += [f"unexpected: {name} {hosts[name].shape}" for name in hosts.keys() - states]
+    common = [name for name in states if name in hosts]
+    for name in common:
+        state, host = states[name], hosts[name]
+        if host.shape != state.shape or host.dtype != state.dtype:
+            problems.append(
+                f"does not fit: {name} is {host.dtype} of shape {host.shape}, "
+                f"needs {state.dtype} of shape {state.shape}"
+            )
+    if problems:
+        raise DataError("state does not fit, nothing was loaded:\n  " + "\n  ".join(problems))
+    for name in common:
+        ops.assign(states[name], hosts[name])
+
+
+# ------------------------------------------------------------------- module
+
+
+class _Calling(threading.local):
+    """Which call of a model this thread is in."""
+
+    outermost: Module | None = None
+    observer: Callable[[Module, Any], None] | None = None  # told of each layer's output
+
+
+_calling = _Calling()
+
+
+class Module:
+    """The base of all layers and models.
+
+    A subclass sets parameters, buffers and other modules as attributes, and defines ``forward``.
+
+    Attributes
+    ----------
+    training : bool
+        True between ``train()`` and ``eval()``: Dropout and BatchNorm behave differently.
+    """
+
+    training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output; to be defined by each layer."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward()")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outermost = _calling.outermost is None
+        if outermost:
+            _calling.outermost = self
+        try:
+            out = self.forward(*args, **kwargs)
+        except Exception as error:
+            _name_layer(error, self, _calling.outermost)
+            raise
+        finally:
+            if outermost:
+                _calling.outermost = None
+        if _calling.observer is not None:
+            _calling.observer(self, out)
+        return out
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (list, tuple, dict)):
+            inner = value.values() if isinstance(value, dict) else value
+            if any(isinstance(one, (Module, Buffer)) for one in inner):
+                raise TypeError(
+                    f"{type(self).__name__}.{name}: layers in a {type(value).__name__} would not "
+                    "be found by parameters(); use ModuleList or an attribute for each"
+                )
+        super().__setattr__(name, value)
+
+    # ------------------------------------------------------- what is inside
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Yield the modules directly inside with their names."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """Yield this module (named ``""``) and all inside it, each once, outer before inner."""
+        seen: set[int] = set()
+
+        def walk(prefix: str, module: Module) -> Iterator[tuple[str, Module]]:
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield prefix, module
+                for name, child in module.named_children():
+                    yield from walk(_joined(prefix, name), child)
+
+        yield from walk("", self)
+
+    def modules(self) -> Iterator[Module]:
+        """Yield this module and all inside it."""
+        for _, module in self.named_modules():
+            yield module
+
+    def _named_states(self) -> dict[str, Buffer]:
+        """Parameters and buffers, each once, under its first name."""
+        found: dict[str, Buffer] = {}
+        seen: set[int] = set()
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Buffer) and id(value) not in seen:
+                    seen.add(id(value))
+                    found[_joined(prefix, name)] = value
+        return found
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield each parameter once, with a name such as ``"0.weight"``."""
+        for name, state in self._named_states().items():
+            if isinstance(state, Parameter):
+                yield name, state
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Yield each parameter once: what an optimiser takes."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def buffers(self) -> Iterator[Buffer]:
+        """Yield each state that is not trained."""
+        for state in self._named_states().values():
+            if not isinstance(state, Parameter):
+                yield state
+
+    # ---------------------------------------------------------------- modes
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch this module and all inside it to training; return it."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch this module and all inside it to evaluation; return it."""
+        return self.train(False)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluate for a while, without recording; then give each module its mode back."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with no_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    # ---------------------------------------------------------------- states
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Return a copy of every parameter and buffer by name."""
+        return {name: state.numpy() for name, state in self._named_states().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Write saved values into the parameters and buffers.
+
+        Parameters
+        ----------
+        state
+            What ``state_dict`` returned, or arrays by the same names.
+        strict
+            Refuse missing and unexpected names.
+
+        Raises
+        ------
+        DataError
+            Naming everything that does not fit; then nothing has been changed.
+        """
+        load_states(self._named_states(), state, strict)
+
+    def to(self, device: str) -> Module:
+        """Move all parameters and buffers to a device and return this module.
+
+        Gradients are dropped. Make the optimiser afterwards: its moments live with the parameters.
+        """
+        name = devices.resolve(device)
+        for state in self._named_states().values():
+            if state.device != name:
+                state._data = devices.backend(name).from_host(state._host())
+                state.device = name
+                state.version += 1
+                state.grad = None
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the parameters' gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    # ----------------------------------------------------------------- looks
+
+    def output_spec(self, shape: tuple[int, ...], dtype: Any = "float32") -> Spec:
+        """Return the output's shape and dtype for an input's, without computing anything.
+
+        Raises
+        ------
+        ShapeError
+            If the model does not take such an input; the message names the layer.
+        """
+        return self._dry_run(shape, dtype).spec
+
+    def _dry_run(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Call the module on an array that has a shape and no values."""
+        device = next((state.device for state in self._named_states().values()), "cpu")
+        with self.evaluating(), interpreter(_infer_only):
+            return self(_without_values(Spec(tuple(shape), np.dtype(dtype), device)))
+
+    def summary(self, input_shape: tuple[int, ...], *, dtype: Any = "float32") -> Summary:
+        """Return a table of the layers, their output shapes and parameters.
+
+        Nothing is computed and nothing changed: only shapes flow through the model.
+
+        Parameters
+        ----------
+        input_shape
+            One example's shape, such as (28, 28, 1); or a whole batch's.
+        dtype
+            The input's dtype: ``"int64"`` for a model that starts with an Embedding.
+
+        Returns
+        -------
+        Summary
+            Print it, or leave it as the last line of a notebook's cell.
+
+        Examples
+        --------
+        >>> print(Sequential(Linear(2, 3), ReLU()).summary((2,)))
+         layer   type           output     parameters
+        ──────────────────────────────────────────────
+         0       Linear(2, 3)   (1, 3)              9
+         1       ReLU()         (1, 3)              0
+        ──────────────────────────────────────────────
+         total                                      9
+        """
+        rows: list[LayerSummary] = []
+        names = {id(module): name for name, module in self.named_modules()}
+        counted: set[int] = set()
+
+        def observe(module: Module, out: Any) -> None:
+            own = [x for x in vars(module).values() if isinstance(x, Parameter)]
+            if own or not any(module.named_children()):
+                fresh = [x for x in own if id(x) not in counted]
+                counted.update(map(id, fresh))
+                shape = out.shape if isinstance(out, Array) else None
+                count = sum(x.size for x in fresh)
+                rows.append(LayerSummary(names[id(module)], repr(module), shape, count))
+
+        _calling.observer = observe
+        try:
+            try:
+                self._dry_run((1, *input_shape), dtype)
+            except ShapeError:
+                rows.clear()
+                counted.clear()
+                self._dry_run(input_shape, dtype)  # it had its batch already
+        finally:
+            _calling.observer = None
+        return Summary(rows)
+
+    def __repr__(self) -> str:
+        children = list(self.named_children())
+        head = type(self).__name__
+        if not children:
+            return f"{head}({', '.join(self._arguments())})"
+        lines = [f"  {name}: {child!r}".replace("\n", "\n  ") for name, child in children]
+        return "\n".join([f"{head}(", *lines, ")"])
+
+    def _arguments(self) -> Iterator[str]:
+        """Yield the constructor's arguments, as far as attributes of the same names hold them.
+
+        Those that may be left out are named, and left out where they have their default.
+        """
+        for name, argument in inspect.signature(type(self)).parameters.items():
+            if not hasattr(self, name):
+                continue
+            value, default = getattr(self, name), argument.default
+            if isinstance(default, bool) and not isinstance(value, bool):
+                value = value is not None  # such as bias: a Parameter or None
+            if default is argument.empty:
+                yield repr(value)
+            elif value != default:
+                yield f"{name}={value!r}"
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _name_layer(error: Exception, module: Module, outermost: Module) -> None:
+    """Put the layer that an error comes from in front of its message, once."""
+    if hasattr(error, "layer"):
+        return
+    path = next((n for n, inner in outermost.named_modules() if inner is module), "")
+    error.layer = path
+    what = type(module).__name__ if any(module.named_children()) else repr(module)
+    where = f"in layer {path!r} ({what})" if path else f"in {what}"
+    kinds = (ValueError, TypeError, RuntimeError, IndexError)
+    if isinstance(error, kinds) and len(error.args) == 1:
+        error.args = (f"{where}: {error.args[0]}",)
+    else:
+        error.add_note(where)
+
+
+def _without_values(spec: Spec) -> Array:
+    return Array(Symbol(0, "Module.output_spec"), *spec)
+
+
+def _infer_only(op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targets: Any) -> tuple:
+    """Stand in for the eager interpreter: work out shapes and dtypes, run nothing."""
+    call = make_call(op, tuple(x.spec for x in inputs), params)
+    return tuple(_without_values(spec) for spec in call.outputs[: len(op.outputs)])
+
+
+# ------------------------------------------------------------------ summary
+
+
+class LayerSummary(NamedTuple):
+    """One line of a `Summary`."""
+
+    name: str
+    layer: str
+    output_shape: tuple[int, ...] | None
+    parameters: int
+
+
+class Summary:
+    """A table of a model's layers; ``str()`` draws it, and notebooks show it as HTML.
+
+    Attributes
+    ----------
+    layers : list of LayerSummary
+    parameters : int
+        How many numbers the whole model trains.
+    """
+
+    def __init__(self, layers: list[LayerSummary]):
+        self.layers = layers
+        self.parameters = sum(layer.parameters for layer in layers)
+
+    def _cells(self) -> list[tuple[str, str, str, str]]:
+        return [
+            (row.name, row.layer, str(row.output_shape or "?"), f"{row.parameters:,}")
+            for row in self.layers
+        ]
+
+    def __str__(self) -> str:
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=box.HORIZONTALS, show_footer=True)
+        table.add_column("name", footer="total")
+        table.add_column("layer")
+        table.add_column("output shape")
+        table.add_column("parameters", footer=f"{self.parameters:,}", justify="right")
+        for cells in self._cells():
+            table.add_row(*cells)
+        text = io.StringIO()
+        Console(file=text, width=120, markup=False, highlight=False).print(table)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        columns = ("name", "layer", "output shape", "parameters")
+        total = ("total", "", "", f"{self.parameters:,}")
+        rows = [("th", columns), *(("td", cells) for cells in self._cells()), ("th", total)]
+        lines = [
+            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            for tag, cells in rows
+        ]
+        return "<table>" + "".join(lines) + "</table>"
+
+
+# --------------------------------------------------------------- containers
+
+
+class ModuleList(Module):
+    """Modules in a row, named ``"0"``, ``"1"``, ...: index it, walk it, append to it."""
+
+    def __init__(self, *layers: Module):
+        for layer in layers:
+            self.append(layer)
+
+    def append(self, layer: Module) -> None:
+        """Add a module at the end."""
+        if not isinstance(layer, Module):
+            raise TypeError(
+                f"{type(self).__name__}: layer {len(self)} is a {type(layer).__name__}, not a "
+                "Module"
+            )
+        setattr(self, str(len(self)), layer)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.named_children())
+
+    def __iter__(self) -> Iterator[Module]:
+        return (layer for _, layer in self.named_children())
+
+    def __getitem__(self, index: int) -> Module:
+        return list(self)[index]
+
+
+class Sequential(ModuleList):
+    """Modules called one after the other, each with the output of the one before.
+
+    Examples
+    --------
+    >>> model = Sequential(Linear(4, 8), ReLU(), Linear(8, 2))
+    >>> model(asarray([[1.0, 2.0, 3.0, 4.0]])).shape
+    (1, 2)
+    """
+
+    def forward(self, x: Any) -> Any:
+        """Call the layers in order."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+# ------------------------------------------------------- layers with weights
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int) -> Parameter:
+    """Draw from U(-b, b), b = 1 / sqrt(fan_in): what PyTorch starts linear and conv layers with."""
+    bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
+    return Parameter(random.uniform(shape, -bound, bound))
+
+
+class Linear(Module):
+    """``x @ weight + bias``.
+
+    Parameters
+    ----------
+    in_features, out_features
+        Extents of the last axis of the input and of the output.
+    bias
+        Add a bias.
+
+    Attributes
+    ----------
+    weight : Parameter, shape (in_features, out_features)
+    bias : Parameter, shape (out_features,), or None
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        self.in_features = _extent("Linear", "in_features", in_features)
+        self.out_features = _extent("Linear", "out_features", out_features)
+        self.weight = _uniform((in_features, out_features), in_features)
+        self.bias = _uniform((out_features,), in_features) if bias else None
+
+    def forward(self, x: Array) -> Array:
+        """(..., in_features) to (..., out_features)."""
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Conv2d(Module):
+    """A two-dimensional convolution; see `numbagrad.conv2d`.
+
+    Parameters
+    ----------
+    in_channels, out_channels
+        Channels of the input and of the output.
+    kernel_size, stride, padding, dilation
+        An int, or a pair (rows, columns).
+    groups
+        Cut the channels into groups that do not see each other.
+    bias
+        Add a bias.
+
+    Attributes
+    ----------
+    weight : Parameter, shape (rows, columns, in_channels / groups, out_channels)
+    bias : Parameter, shape (out_channels,), or None
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ):
+        self.in_channels = _extent("Conv2d", "in_channels", in_channels)
+        self.out_channels = _extent("Conv2d", "out_channels", out_channels)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.dilation, self.groups = dilation, _extent("Conv2d", "groups", groups)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"Conv2d: groups={groups} must divide in_channels={in_channels} and "
+                f"out_channels={out_channels}"
+            )
+        rows, columns = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+        rows, columns = (_extent("Conv2d", "kernel_size", size) for size in (rows, columns))
+        fan_in = rows * columns * in_channels // groups
+        self.weight = _uniform((rows, columns, in_channels // groups, out_channels), fan_in)
+        self.bias = _uniform((out_channels,), fan_in) if bias else None
+
+    def forward(self, x: Array) -> Array:
+        """(n, h, w, in_channels) to (n, h', w', out_channels)."""
+        return ops.conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+
+class Embedding(Module):
+    """A table of vectors, looked up by index.
+
+    Parameters
+    ----------
+    num_embeddings
+        Rows of the table.
+    embedding_dim
+        Numbers in each row.
+
+    Attributes
+    ----------
+    weight : Parameter, shape (num_embeddings, embedding_dim)
+        Starts from the normal distribution.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int):
+        self.num_embeddings = _extent("Embedding", "num_embeddings", num_embeddings)
+        self.embedding_dim = _extent("Embedding", "embedding_dim", embedding_dim)
+        self.weight = Parameter(random.normal((num_embeddings, embedding_dim)))
+
+    def forward(self, indices: Array) -> Array:
+        """(...,) integers to (..., embedding_dim)."""
+        return ops.embedding(self.weight, indices)
+
+
+class BatchNorm2d(Module):
+    """Normalise each channel over the batch; see `numbagrad.batch_norm`.
+
+    Ioffe and Szegedy, "Batch Normalization" (2015). In training the batch's own mean and variance
+    are used, and running ones are kept for evaluation.
+
+    Parameters
+    ----------
+    num_features
+        Channels.
+    eps
+        Added to the variance.
+    momentum
+        The share of the new batch in the running statistics.
+
+    Attributes
+    ----------
+    weight, bias : Parameter, shape (num_features,)
+    running_mean, running_var : Buffer, shape (num_features,)
+    """
+
+    ndim = 4
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
+        self.num_features = _extent(type(self).__name__, "num_features", num_features)
+        self.eps, self.momentum = eps, momentum
+        self.weight = Parameter(np.ones(num_features, np.float32))
+        self.bias = Parameter(np.zeros(num_features, np.float32))
+        self.running_mean = Buffer(np.zeros(num_features, np.float32))
+        self.running_var = Buffer(np.ones(num_features, np.float32))
+
+    def forward(self, x: Array) -> Array:
+        """(n, h, w, num_features) to the same shape."""
+        if x.ndim != self.ndim:
+            raise ShapeError(f"batch_norm: needs {self.ndim} dimensions, got shape {x.shape}")
+        return ops.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+
+
+class BatchNorm1d(BatchNorm2d):
+    """`BatchNorm2d` for vectors: (n, num_features) to the same shape."""
+
+    ndim = 2
+
+
+# ---------------------------------------------------- layers without weights
+
+
+class _Pool2d(Module):
+    """A window that moves over the image; ``stride`` is the window's size unless given.
+
+    Parameters
+    ----------
+    kernel_size, stride, padding
+        An int, or a pair (rows, columns).
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+    ):
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+
+class MaxPool2d(_Pool2d):
+    """The largest value in each window; see `numbagrad.max_pool2d`."""
+
+    def forward(self, x: Array) -> Array:
+        """(n, h, w, c) to (n, h', w', c)."""
+        return ops.max_pool2d(x, self.kernel_size, stride=self.stride, padding=self.padding)
+
+
+class AvgPool2d(_Pool2d):
+    """The mean of each window; see `numbagrad.avg_pool2d`."""
+
+    def forward(self, x: Array) -> Array:
+        """(n, h, w, c) to (n, h', w', c)."""
+        return ops.avg_pool2d(x, self.kernel_size, stride=self.stride, padding=self.padding)
+
+
+class Flatten(Module):
+    """Make one long row of each example."""
+
+    def forward(self, x: Array) -> Array:
+        """(n, ...) to (n, features)."""
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+class ReLU(Module):
+    """``max(x, 0)``; see `numbagrad.relu`."""
+
+    def forward(self, x: Array) -> Array:
+        """Any shape to the same."""
+        return ops.relu(x)
+
+
+class LeakyReLU(Module):
+    """``x`` where it is positive, else ``negative_slope * x``; see `numbagrad.leaky_relu`."""
+
+    def __init__(self, negative_slope: float = 0.01):
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Array) -> Array:
+        """Any shape to the same."""
+        return ops.leaky_relu(x, self.negative_slope)
+
+
+class GELU(Module):
+    """``x Phi(x)``; see `numbagrad.gelu`."""
+
+    def forward(self, x: Array) -> Array:
+        """Any shape to the same."""
+        return ops.gelu(x)
+
+
+class Sigmoid(Module):
+    """``1 / (1 + exp(-x))``; see `numbagrad.sigmoid`."""
+
+    def forward(self, x: Array) -> Array:
+        """Any shape to the same."""
+        return ops.sigmoid(x)
+
+
+class Tanh(Module):
+    """The hyperbolic tangent; see `numbagrad.tanh`."""
+
+    def forward(self, x: Array) -> Array:
+        """Any shape to the same."""
+        return ops.tanh(x)
+
+
+class Dropout(Module):
+    """Zero each element with probability ``p`` in training; see `numbagrad.dropout`."""
+
+    def __init__(self, p: float = 0.5):
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be at least 0 and below 1, got {p!r}")
+        self.p = p
+
+    def forward(self, x: Array) -> Array:
+        """Any shape to the same."""
+        return ops.dropout(x, self.p, training=self.training)
+
+
+def _extent(layer: str, name: str, value: int) -> int:
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{layer}: {name} must be a whole number of at least 1, got {value!r}")
+    return int(value)

@@ -1,0 +1,214 @@
+"""`custom_op`: a user's own kernels as an op like any other."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+
+from ..array import Array, Spec
+from ..dispatch import Call, Op, Split, Views, apply, register, shard_driver
+from ..errors import nearest
+from ..jit import njit, references
+
+#: Packages whose functions nobody defines again in a notebook.
+_SETTLED = ("llvmlite", "math", "numba", "numbagrad", "numpy")
+
+
+def custom_op(
+    name: str,
+    *,
+    cpu: Callable,
+    cuda: Callable | None = None,
+    infer: Callable,
+    vjp: Callable | None = None,
+    split: Callable[[Call], Sequence[Split]] | None = None,
+) -> CustomOp:
+    """Make an op of your own kernels: with gradients, and compiled like the built-in ones.
+
+    Parameters
+    ----------
+    name
+        What errors and traces call it. A name declared again replaces the old op.
+    cpu
+        The CPU kernel, a plain function (compiled here) or one with ``@njit``. Its arguments are
+        the inputs, the parameters and the output, in this order. Arrays are contiguous; the output
+        holds garbage and must be overwritten. A float parameter arrives in the output's dtype.
+    cuda
+        The function that launches the CUDA kernel: the same arguments and a last one, ``stream``.
+    infer
+        ``infer(*inputs, **params)`` returns the output's (shape, dtype) from inputs that have
+        ``shape`` and ``dtype``, and raises an error if they do not fit. Its positional parameters
+        name the inputs, its keyword-only ones the parameters, with their defaults.
+    vjp
+        ``vjp(grad_out, ...)`` returns the gradient of each input, None for one that has none, in a
+        tuple if there are several inputs. It is written with ops, and names what it needs: inputs,
+        ``out``, parameters, ``needs`` (whether each gradient is asked for) and ``specs`` (shape
+        and dtype of each input).
+    split
+        ``split(call)`` returns ways to cut a call into shards (`numbagrad.dispatch.Split`), which
+        then run on several threads. None runs in one piece.
+
+    Returns
+    -------
+    callable
+        ``op(*arrays, **params)``. When a function that the CPU kernel calls, or a constant that it
+        reads, is defined again, as in a re-run notebook cell, the next call uses the new one.
+
+    Raises
+    ------
+    TypeError
+        If the kernel's or the vjp's arguments are not those described above.
+
+    Examples
+    --------
+    >>> from math import exp
+    >>> from numbagrad.array import asarray
+    >>> from numbagrad.dispatch import Split
+    >>> def kernel(x, rate, out):
+    ...     for i in range(x.size):
+    ...         out[i] = exp(-rate * x[i])
+    >>> decay = custom_op(
+    ...     "decay",
+    ...     cpu=kernel,
+    ...     infer=lambda x, *, rate=1.0: (x.shape, x.dtype),
+    ...     vjp=lambda grad_out, out, rate: grad_out * out * -rate,
+    ...     split=lambda call: [Split(call.outputs[0].size, inputs=(1,), outputs=(1,))],
+    ... )
+    >>> x = asarray([0.0, 1.0], requires_grad=True)
+    >>> y = decay(x, rate=2.0)
+    >>> y
+    Array([1.        , 0.13533528], dtype=float32, requires_grad=True)
+    >>> y.sum().backward()
+    >>> x.grad
+    Array([-2.        , -0.27067056], dtype=float32)
+    """
+    return CustomOp(name, cpu, cuda, infer, vjp, split)
+
+
+class CustomOp:
+    """What `custom_op` returns: call it with arrays and, by keyword, parameters.
+
+    Attributes
+    ----------
+    op : Op
+        The op as it stands in the registry.
+    """
+
+    def __init__(self, name, cpu, cuda, infer, vjp, split):
+        self._kernel = cpu if isinstance(cpu, Dispatcher) else njit(cpu)
+        kernels = {"cpu": self._kernel} if cuda is None else {"cpu": self._kernel, "cuda": cuda}
+        self.op = Op(name, _checked(name, infer), kernels, vjp, arrange=_views, split=split)
+        self._defaults = {
+            parameter.name: parameter.default
+            for parameter in inspect.signature(infer).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        _check_signatures(self.op, _function_of(self._kernel), tuple(self._defaults))
+        self._watched = list(_reads(_function_of(self._kernel), set()))
+        register(self.op)
+
+    def __call__(self, *arrays: Array, **params: Any) -> Array:
+        """Run the op."""
+        name, wanted = self.op.name, self.op.input_names
+        if len(arrays) != len(wanted) and not wanted[-1].startswith("*"):
+            raise TypeError(f"{name}: takes inputs {', '.join(wanted)}; got {len(arrays)} arrays")
+        for x in arrays:
+            if not isinstance(x, Array):
+                raise TypeError(f"{name}: inputs must be Arrays, got {type(x).__name__}")
+        for unknown in params.keys() - self._defaults.keys():
+            raise TypeError(f"{name}: no parameter {unknown!r}; {nearest(unknown, self._defaults)}")
+        params = self._defaults | params
+        for parameter, value in params.items():
+            if value is inspect.Parameter.empty:
+                raise TypeError(f"{name}: parameter {parameter!r} is missing")
+        if any(scope.get(read) is not found for scope, read, found in self._watched):
+            self._recompile()
+        return apply(self.op, *arrays, **params)
+
+    def __repr__(self) -> str:
+        return f"custom_op({self.op.name!r})"
+
+    def _recompile(self) -> None:
+        """Compile the kernel, and the user's functions that it calls, for the globals of now."""
+        watched = list(_reads(_function_of(self._kernel), set()))
+        callees = [found for _, _, found in watched if isinstance(found, Dispatcher)]
+        for dispatcher in (*reversed(callees), self._kernel):
+            if isinstance(dispatcher, Dispatcher) and not _is_settled(dispatcher):
+                dispatcher.recompile()
+        shard_driver.cache_clear()
+        self.op._plans.clear()
+        self._watched = watched
+
+
+def _function_of(kernel: Callable) -> Callable:
+    return getattr(kernel, "py_func", kernel)
+
+
+def _is_settled(value: Any) -> bool:
+    home = getattr(value, "__module__", None) or getattr(value, "__name__", "")
+    return home.partition(".")[0] in _SETTLED
+
+
+def _reads(function: Callable, seen: set[Callable]) -> Iterator[tuple[dict, str, Any]]:
+    """Yield (namespace, name, value) of what a function and its callees read, callers first."""
+    seen.add(function)
+    scope = function.__globals__
+    for dotted, found in references(function):
+        module, _, name = dotted.rpartition(".")
+        if module and _is_settled(scope[module]):
+            continue
+        if dotted in function.__code__.co_freevars:
+            yield {name: found}, name, found  # a closure keeps what it holds
+        else:
+            yield vars(scope[module]) if module else scope, name, found
+        callee = _function_of(found)
+        if isinstance(callee, FunctionType) and not _is_settled(callee) and callee not in seen:
+            yield from _reads(callee, seen)
+
+
+def _checked(name: str, infer: Callable) -> Callable:
+    """Return `infer` with its result looked at."""
+
+    @functools.wraps(infer)
+    def checked(*inputs: Spec, **params: Any) -> tuple[tuple[int, ...], np.dtype]:
+        result = infer(*inputs, **params)
+        try:
+            shape, dtype = result
+            return tuple(shape), np.dtype(dtype)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}: infer must return (shape, dtype), got {result!r}") from None
+
+    return checked
+
+
+def _check_signatures(op: Op, kernel: Callable, params: tuple[str, ...]) -> None:
+    taken = list(inspect.signature(kernel).parameters)
+    inputs = op.input_names
+    if len(taken) != len(inputs) + len(params) + 1 and not inputs[-1].startswith("*"):
+        raise TypeError(
+            f"{op.name}: the CPU kernel's arguments must be {', '.join((*inputs, *params, 'out'))} "
+            f"(as infer names inputs and parameters), got {', '.join(taken)}"
+        )
+    known = (*inputs, "out", *params, "needs", "specs")
+    for name in op.vjp_needs:
+        if name not in known:
+            raise TypeError(f"{op.name}: vjp asks for {name!r}; {nearest(name, known)}")
+
+
+def _views(call: Call) -> Views:
+    """Pass arrays as they are and floats in the output's dtype, so that float32 stays float32."""
+    out = call.outputs[0]
+    scalars = tuple(
+        out.dtype.type(value) if isinstance(value, float) and out.dtype.kind == "f" else value
+        for value in call.params.values()
+    )
+    return Views(tuple(spec.shape for spec in call.inputs), (out.shape,), scalars)
+
+
+__all__ = ["CustomOp", "custom_op"]

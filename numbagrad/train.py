@@ -1,0 +1,467 @@
+"""The training loop, for classifiers of images and anything shaped like them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import data, ops, random
+from .array import Array, asarray
+from .errors import DataError, nearest
+from .layers import Module
+from .optim import SGD, Adam, Optimizer
+
+REFRESH = 0.2  # seconds between two looks at the loss: each waits for the device
+
+Loss = Callable[[Array, Array], Array]
+
+
+# ------------------------------------------------------------------ history
+
+
+@dataclass
+class Epoch:
+    """What one epoch came to; what was not measured is NaN."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+    images_per_second: float
+
+    def __str__(self) -> str:
+        parts = [f"loss {self.train_loss:.4f}", f"accuracy {percent(self.train_accuracy)}"]
+        if not math.isnan(self.test_loss):
+            parts.append(f"test loss {self.test_loss:.4f}")
+            parts.append(f"test accuracy {percent(self.test_accuracy)}")
+        parts.append(f"{self.images_per_second:,.0f} images/s")
+        return "  ".join(parts)
+
+
+@dataclass
+class History:
+    """What `fit` measured.
+
+    Attributes
+    ----------
+    epochs : list of Epoch
+        One for each epoch, with ``train_loss``, ``train_accuracy``, ``test_loss``,
+        ``test_accuracy``, ``seconds`` (of training) and ``images_per_second``. Accuracies are
+        shares, 0 to 1; those of training were measured while the weights moved.
+    """
+
+    epochs: list[Epoch] = field(default_factory=list)
+
+    @property
+    def test_accuracy(self) -> float:
+        """The accuracy on the test set after the last epoch."""
+        return self.epochs[-1].test_accuracy
+
+    def __repr__(self) -> str:
+        seconds = sum(epoch.seconds for epoch in self.epochs)
+        last = f", the last: {self.epochs[-1]}" if self.epochs else ""
+        return f"History({len(self.epochs)} epochs in {seconds:.1f} s{last})"
+
+    def csv(self) -> str:
+        """Return the numbers as a table of comma-separated values, one line for each epoch."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(Epoch.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(epoch) for epoch in self.epochs)
+        return text.getvalue()
+
+    def plot(self) -> Any:
+        """Draw loss and accuracy over the epochs; return the matplotlib figure."""
+        from matplotlib import pyplot
+
+        figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+        number = [epoch.epoch for epoch in self.epochs]
+        for panel, what, scale in zip(panels, ("loss", "accuracy"), (1, 100), strict=True):
+            for part, style in (("train", "-"), ("test", "--")):
+                values = [scale * getattr(epoch, f"{part}_{what}") for epoch in self.epochs]
+                panel.plot(number, values, style, label=part)
+            panel.set(xlabel="epoch", title=what)
+            panel.grid(alpha=0.3)
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.legend(frameon=False)
+        panels[0].set(yscale="log")
+        panels[1].yaxis.set_major_formatter("{x:g} %")
+        for panel in panels:
+            panel.spines[["top", "right"]].set_visible(False)
+        return figure
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage, such as ``98.6 %``."""
+    return f"{100 * share:.1f} %"
+
+
+# ---------------------------------------------------------------------- fit
+
+
+def fit(
+    model: Module,
+    train: Any,
+    test: Any = None,
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    optimizer: str | Optimizer = "adam",
+    lr: float | None = None,
+    loss: Loss = ops.softmax_cross_entropy,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> History:
+    """Train a model.
+
+    Parameters
+    ----------
+    model
+        Moved to the device, trained in place, and left in evaluation mode.
+    train, test
+        What `numbagrad.data.DataLoader` takes: a ``Dataset`` or a tuple (images, labels). The
+        model is evaluated on ``test``, if given, after each epoch.
+    epochs
+        How often to go through the training set.
+    batch_size
+        Images in each step.
+    optimizer
+        ``"adam"``, ``"sgd"`` (with momentum 0.9), or an optimiser made for this model.
+    lr
+        The learning rate; by default 0.001 for Adam and 0.05 for SGD.
+    loss
+        ``loss(outputs, labels)``, a scalar.
+    seed
+        Fixes the order of the images and the numbers that Dropout draws. The same seed gives the
+        same bits, on one thread or many.
+    device
+        ``"cpu"``, ``"cuda"`` or ``"auto"``.
+    progress
+        Show how it goes: a bar in a terminal, a line in a notebook, a line for each epoch
+        elsewhere.
+    transform
+        Changes each batch of training images: see `numbagrad.data.DataLoader`.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    DataError
+        If a label has no class in the model's output.
+    ShapeError
+        If the model does not take such images; the message names the layer.
+    FloatingPointError
+        If the loss becomes NaN or infinite; the message names the step.
+
+    Examples
+    --------
+    >>> import numbagrad as ng
+    >>> train, test = ng.data.digits()
+    >>> model = ng.models.mlp(image_size=8)
+    >>> history = fit(model, train.take(256), test, epochs=2, progress=False)
+    >>> len(history.epochs)
+    2
+    """
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"fit: epochs must be a whole number of at least 1, got {epochs!r}")
+    model.to(device)
+    optimizer = _make_optimizer(optimizer, model, lr)
+    loader = data.DataLoader(
+        train, batch_size, shuffle=True, seed=seed, transform=transform, device=device
+    )
+    if test is not None:
+        _check(model, data.DataLoader(test, batch_size))
+    random.seed(seed)
+    history = History()
+    display = _display(progress, epochs, len(loader))
+    try:
+        for number in range(1, epochs + 1):
+            meter = _train_epoch(model, loader, loss, optimizer, number, display)
+            test_loss, test_accuracy = math.nan, math.nan
+            if test is not None:
+                test_loss, test_accuracy = evaluate(model, test, loss=loss)
+            speed = meter.images / meter.seconds
+            epoch = Epoch(
+                number,
+                meter.loss,
+                meter.accuracy,
+                test_loss,
+                test_accuracy,
+                meter.seconds,
+                speed,
+            )
+            history.epochs.append(epoch)
+            display.epoch(f"epoch {number:>{len(str(epochs))}}/{epochs}  {epoch}")
+    finally:
+        display.close()
+        model.eval()
+    return history
+
+
+def _make_optimizer(optimizer: str | Optimizer, model: Module, lr: float | None) -> Optimizer:
+    if isinstance(optimizer, Optimizer):
+        if lr is not None:
+            raise ValueError("fit: the optimizer has its own lr; leave out lr=")
+        return optimizer
+    if optimizer == "adam":
+        return Adam(model.parameters(), lr=1e-3 if lr is None else lr)
+    if optimizer == "sgd":
+        return SGD(model.parameters(), lr=0.05 if lr is None else lr, momentum=0.9)
+    raise ValueError(
+        f"fit: no optimizer is called {optimizer!r}; {nearest(optimizer, ['adam', 'sgd'])}"
+    )
+
+
+def train_step(
+    model: Module, loss: Loss, optimizer: Optimizer, images: Array, labels: Array
+) -> tuple[Array, Array]:
+    """Do one step of training; return the loss and the model's outputs."""
+    optimizer.zero_grad()
+    outputs = model(images)
+    value = loss(outputs, labels)
+    value.backward()
+    optimizer.step()
+    return value, outputs
+
+
+def _train_epoch(
+    model: Module,
+    loader: data.DataLoader,
+    loss: Loss,
+    optimizer: Optimizer,
+    number: int,
+    display: _Silent,
+) -> _Meter:
+    model.train()
+    meter = _Meter(f"in epoch {number}", optimizer)
+    started = looked = time.perf_counter()
+    for step, (images, labels) in enumerate(loader, 1):
+        if number == step == 1:
+            _check_outputs(model, images, loader.labels)
+        meter.add(*train_step(model, loss, optimizer, images, labels), labels)
+        now = time.perf_counter()
+        if now - looked > REFRESH:
+            meter.read()
+            display.step(number, step, meter.loss)
+            looked = now
+    meter.read()
+    meter.seconds = time.perf_counter() - started
+    return meter
+
+
+def _check(model: Module, loader: data.DataLoader) -> None:
+    """Check that a data set suits a model, on its first image."""
+    _check_outputs(model, loader.images[:1], loader.labels)
+
+
+def _check_outputs(model: Module, images: Array | np.ndarray, labels: np.ndarray) -> None:
+    """Check that the model takes such images, and that its outputs cover all labels."""
+    outputs = model.output_spec(images.shape, images.dtype)
+    if outputs.ndim != 2 or labels.dtype.kind not in "iu":
+        return  # not a classifier
+    classes = outputs.shape[1]
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        first = int(outside.argmax())
+        raise DataError(
+            f"label {labels[first]} at position {first:,}: the model has {classes} outputs, so "
+            f"labels may be 0 to {classes - 1}"
+        )
+
+
+class _Meter:
+    """Sums up losses and hits over batches; asks the device for them only now and then."""
+
+    def __init__(self, where: str, optimizer: Optimizer | None = None):
+        self._where, self._optimizer = where, optimizer
+        self._waiting: list[tuple[Array, Array, Array]] = []
+        self._loss = 0.0
+        self._hits = 0
+        self.images = self.steps = 0
+        self.seconds = 0.0
+
+    def add(self, loss: Array, outputs: Array, labels: Array) -> None:
+        """Note one batch."""
+        self._waiting.append((loss, outputs, labels))
+
+    def read(self) -> None:
+        """Look at the batches noted since the last time."""
+        for loss, outputs, labels in self._waiting:
+            self.steps += 1
+            value, count = loss.item(), len(labels)
+            if not math.isfinite(value):
+                hint = f"; a smaller lr than {self._optimizer.lr} may help" if self._optimizer else ""
+                raise FloatingPointError(
+                    f"the loss is {value} at step {self.steps} {self._where}{hint}"
+                )
+            self.images += count
+            self._loss += value * count
+            self._hits += _hits(outputs, labels)
+        self._waiting.clear()
+
+    @property
+    def loss(self) -> float:
+        return self._loss / self.images
+
+    @property
+    def accuracy(self) -> float:
+        return self._hits / self.images
+
+
+def _hits(outputs: Array, labels: Array) -> float:
+    """Count the rows whose largest output is at the label; NaN where labels are no classes."""
+    if outputs.ndim != 2 or labels.dtype.kind not in "iu":
+        return math.nan
+    return int((outputs.numpy().argmax(1) == labels.numpy()).sum())
+
+
+# ------------------------------------------------------- evaluate and predict
+
+
+def evaluate(
+    model: Module, dataset: Any, batch_size: int = 500, *, loss: Loss = ops.softmax_cross_entropy
+) -> tuple[float, float]:
+    """Return the mean loss and the accuracy (0 to 1) of a model on a data set.
+
+    The model is switched to evaluation for the time being. Errors are those of `fit`.
+    """
+    loader = data.DataLoader(dataset, batch_size, device=_device_of(model))
+    _check(model, loader)
+    meter = _Meter("of the evaluation")
+    with model.evaluating():
+        for images, labels in loader:
+            outputs = model(images)
+            meter.add(loss(outputs, labels), outputs, labels)
+            meter.read()
+    return meter.loss, meter.accuracy
+
+
+def predict(model: Module, images: Any, batch_size: int = 500) -> np.ndarray:
+    """Return the class of each image: where the model's output is largest.
+
+    Parameters
+    ----------
+    model
+        Switched to evaluation for the time being.
+    images
+        (n, h, w, c), or whatever the model takes.
+    batch_size
+        Images in each call of the model.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+    """
+    images = np.asarray(images)
+    device = _device_of(model)
+    classes = [np.empty(0, np.int64)]
+    with model.evaluating():
+        for start in range(0, len(images), batch_size):
+            outputs = model(asarray(images[start : start + batch_size], device=device))
+            classes.append(outputs.numpy().argmax(1))
+    return np.concatenate(classes)
+
+
+def _device_of(model: Module) -> str:
+    return next((parameter.device for parameter in model.parameters()), "cpu")
+
+
+# ----------------------------------------------------------------- progress
+
+
+class _Silent:
+    """Shows nothing; the other displays show more of what they are told."""
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        """A look at a running epoch, a few times a second."""
+
+    def epoch(self, line: str) -> None:
+        """An epoch has ended."""
+
+    def close(self) -> None:
+        """All is done."""
+
+
+class _Lines(_Silent):
+    """A line for each epoch: for files and pipes."""
+
+    def epoch(self, line: str) -> None:
+        print(line, flush=True)
+
+
+class _Notebook(_Lines):
+    """One more line that changes while an epoch runs."""
+
+    def __init__(self, epochs: int, steps: int):
+        from IPython.display import display
+
+        self._epochs, self._steps = epochs, steps
+        self._handle = display(self._text(""), raw=True, display_id=True)
+
+    @staticmethod
+    def _text(text: str) -> dict[str, str]:
+        return {"text/plain": text}
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        text = f"epoch {epoch}/{self._epochs}: step {step}/{self._steps}, loss {loss:.4f}"
+        self._handle.update(self._text(text), raw=True)
+
+    def close(self) -> None:
+        self._handle.update(self._text(""), raw=True)
+
+
+class _Bar(_Lines):
+    """A bar below the lines: for terminals."""
+
+    def __init__(self, epochs: int, steps: int):
+        from rich import progress
+
+        self._steps = steps
+        self._bar = progress.Progress(
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.TimeRemainingColumn(),
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=epochs * steps)
+        self._bar.start()
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        done = (epoch - 1) * self._steps + step
+        self._bar.update(self._task, completed=done, description=f"loss {loss:.4f}", refresh=True)
+
+    def epoch(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def _display(wanted: bool, epochs: int, steps: int) -> _Silent:
+    if not wanted:
+        return _Silent()
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
+        return _Notebook(epochs, steps)
+    if sys.stdout.isatty():
+        return _Bar(epochs, steps)
+    return _Lines()
+
+
+__all__ = ["Epoch", "History", "evaluate", "fit", "predict", "train_step"]

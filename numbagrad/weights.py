@@ -1,0 +1,80 @@
+"""Save and load weights in the safetensors format, which holds numbers and no code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from .errors import DataError
+from .jit import write_atomically
+from .layers import Module
+
+Source = Module | Mapping[str, Any]
+
+
+def save(path: str | os.PathLike, source: Source, metadata: Mapping[str, str] | None = None):
+    """Write a model's weights to a file.
+
+    The file is complete or not there: it is written under another name and then renamed.
+
+    Parameters
+    ----------
+    path
+        Where to; ``.safetensors`` is the usual ending.
+    source
+        A module, or arrays by name (a ``state_dict()``, an optimiser's too).
+    metadata
+        Notes to keep with them, strings by name; `read_metadata` gives them back.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numbagrad as ng
+    >>> model = ng.layers.Linear(2, 3)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/model.safetensors", model)
+    ...     state = load(f"{folder}/model.safetensors")
+    >>> model.load_state_dict(state)
+    >>> state["weight"].shape
+    (2, 3)
+    """
+    path = Path(path)
+    state = source.state_dict() if isinstance(source, Module) else source
+    arrays = {name: np.asarray(value) for name, value in state.items()}
+    notes = dict(metadata) if metadata else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, safetensors.numpy.save(arrays, notes))
+
+
+def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read arrays by name: what ``load_state_dict`` takes.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, truncated, damaged or of another kind; it is named.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Read the notes that were saved with the weights. Raises as `load` does."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+def _opened(path: str | os.PathLike) -> Any:
+    try:
+        return safetensors.safe_open(path, "numpy")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DataError(f"{os.fspath(path)}: no weights could be read ({error})") from None
+
+
+__all__ = ["load", "read_metadata", "save"]
