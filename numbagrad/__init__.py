@@ -9,7 +9,7 @@ from .array import Array, Spec, asarray
 from .autodiff import backward, enable_grad, grad, no_grad, value_and_grad, vjp
 from .dispatch import Op, apply, get_num_threads, set_num_threads
 from .ops import *  # noqa: F403
-from . import data
+from . import data, layers, models, optim, random, train, weights
 
 
 def __getattr__(name: str):

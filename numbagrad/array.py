@@ -215,6 +215,8 @@ class Array:
 
     def _details(self) -> str:
         details = f", dtype={self.dtype}"
+        if self.size == 0 and self.ndim > 1:  # the values do not show the shape
+            details = f", shape={self.shape}" + details
         if self.device != "cpu":
             details += f", device={self.device!r}"
         if self.requires_grad:

@@ -100,7 +100,8 @@ class _Saved:
     def __init__(self, array: Array, is_output: bool = False):
         self.is_output = is_output
         self.version = array.version if isinstance(array, State) else None
-        self.array = array if self.version is not None else None
+        is_leaf = array.requires_grad and array._node is None
+        self.array = array if is_leaf or self.version is not None else None
         self.data = array._data
         self.spec = array.spec
         self.requires_grad = array.requires_grad
@@ -115,6 +116,8 @@ class _Saved:
                     "optimiser's step()"
                 )
             return self.array
+        if self.array is not None and self.array._data is self.data:
+            return self.array  # the leaf itself, so that it gets the gradient's gradient
         array = Array(self.data, *self.spec)
         array._node = node if self.is_output else self.node
         array.requires_grad = self.requires_grad or self.is_output
@@ -243,6 +246,10 @@ def _walk(
             for parent, spec, gradient in zip(node.parents, node.specs, gradients, strict=True):
                 if parent is None or gradient is None:
                     continue
+                if not isinstance(gradient, Array):
+                    raise TypeError(
+                        f"{node.op.name}: its vjp gave a {type(gradient).__name__}, not an Array"
+                    )
                 if gradient.shape != spec.shape or gradient.dtype != spec.dtype:
                     raise ShapeError(
                         f"{node.op.name}: its vjp gave a gradient of shape {gradient.shape}, "
@@ -310,6 +317,7 @@ def vjp(f: Callable[..., Array], *primals: Array) -> tuple[Array, Callable[[Arra
     """
     outer = state.recording and any(isinstance(x, Array) and x.requires_grad for x in primals)
     inputs = tuple(_traced_copy(x) for x in primals)
+    sources = [x if x._node is None else x._node for x in inputs]  # before f assigns to one
     depth = _transforms.enter()
     try:
         with enable_grad():
@@ -321,7 +329,7 @@ def vjp(f: Callable[..., Array], *primals: Array) -> tuple[Array, Callable[[Arra
         raise TypeError(f"vjp: the function must return an Array, got {type(out).__name__}")
 
     def pullback(grad_out: Array | None = None) -> tuple[Array, ...]:
-        keys = [id(x if x._node is None else x._node) for x in inputs]
+        keys = [id(source) for source in sources]
         found = {}
         if out.requires_grad:
             pairs = _walk(out, grad_out, set(keys), True, create_graph)

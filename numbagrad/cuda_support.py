@@ -466,7 +466,9 @@ def to_device(array: np.ndarray, stream: Stream = 0) -> DeviceArray:
     """Copy a NumPy array to the device; the array may be changed once this returns."""
     out = empty(array.shape, array.dtype, stream)
     if array.size:
-        out.copy_to_device(np.asarray(array, order="C"), stream=stream)
+        # numba-cuda drops axes of stride 0, as x[:, None] has one.
+        host = array.copy() if 0 in array.strides else np.asarray(array, order="C")
+        out.copy_to_device(host, stream=stream)
     return out
 
 

@@ -93,7 +93,7 @@ class CUDA:
         return self.support.empty(shape, dtype, self.stream)
 
     def from_host(self, value: np.ndarray):
-        return self.support.to_device(np.ascontiguousarray(value), self.stream)
+        return self.support.to_device(value, self.stream)
 
     def to_host(self, data) -> np.ndarray:
         self._check_all()

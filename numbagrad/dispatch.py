@@ -486,16 +486,16 @@ def shard_driver(kernel: Callable, modes: tuple[str, str, str], scratch: int) ->
     inputs, scalars, outputs = modes
     kinds = inputs + scalars + outputs + "k" * scratch
     arguments = []
-    step = 0
+    row = 0
     for position, (name, kind) in enumerate(zip(names, kinds, strict=True)):
         is_scalar = len(inputs) <= position < len(inputs) + len(scalars)
         if kind == "s":
-            arguments.append(f"{name}[lo * steps[{step}] : hi * steps[{step}]]")
+            arguments.append(f"{name}[shard_lo * shard_rows[{row}] : shard_hi * shard_rows[{row}]]")
         elif kind in "vpk":
             arguments.append(f"{name}[shard]")
         else:
             arguments.append(name)
-        step += not is_scalar
+        row += not is_scalar
     text = f'''"""Spread `{function.__name__}` over threads; written by numbagrad.dispatch."""
 
 from numba import prange
@@ -504,10 +504,10 @@ from numbagrad.jit import njit
 
 
 @njit(parallel=True)
-def {function.__name__}_sharded(bounds, steps, {", ".join(names)}):
-    """Shard number `shard` is the units bounds[shard] to bounds[shard + 1]."""
-    for shard in prange(bounds.size - 1):
-        lo, hi = bounds[shard], bounds[shard + 1]
+def {function.__name__}_sharded(shard_bounds, shard_rows, {", ".join(names)}):
+    """Shard number `shard` is the units shard_lo to shard_hi, of shard_rows rows each."""
+    for shard in prange(shard_bounds.size - 1):
+        shard_lo, shard_hi = shard_bounds[shard], shard_bounds[shard + 1]
         {function.__name__}(
             {("," + chr(10) + "            ").join(arguments)},
         )

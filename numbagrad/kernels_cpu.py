@@ -451,6 +451,13 @@ def permute_dims_forward(x, layout, first, out):
 
 
 @njit
+def _copy_run(x, at, out, to, count):
+    """out[to + i] = x[at + i] for i < count."""
+    for i in range(0, count, simd.lanes(x)):
+        simd.store(out, to + i, simd.load(x, at + i, count - i), count - i)
+
+
+@njit
 def slice_forward(x, layout, start, first, out):
     """out[i0, i1, ...] = x[start0 + i0 step0, start1 + i1 step1, ...], rows from `first` on.
 
@@ -460,8 +467,11 @@ def slice_forward(x, layout, start, first, out):
     width, stride = layout[0, -1], layout[1, -1]
     for row in range(out.size // max(width, 1)):
         at = start + _offset(first + row, layout, 1)
-        for j in range(width):
-            out[row * width + j] = x[at + j * stride]
+        if stride == 1:
+            _copy_run(x, at, out, row * width, width)
+        else:
+            for j in range(width):
+                out[row * width + j] = x[at + j * stride]
 
 
 @njit
@@ -476,8 +486,11 @@ def set_slice_forward(x, value, layout, first, out):
     start, step, count, stride = layout[1:, -1]
     for row in range(out.size // max(width, 1)):
         at = row * width
-        for j in range(width):
-            out[at + j] = x[at + j] if x.size > 1 else x[0]
+        if x.size > 1:
+            _copy_run(x, at, out, at, width)
+        else:
+            for j in range(width):
+                out[at + j] = x[0]
         source = _row_of_slice(first + row, layout)
         if source >= 0:
             for k in range(count):
@@ -503,10 +516,8 @@ def concat_forward(x, y, width_x, width_y, out):
     """out[o, i] = x[o, i] for i < width_x, then y[o, i - width_x]."""
     width = width_x + width_y
     for o in range(out.size // max(width, 1)):
-        for i in range(width_x):
-            out[o * width + i] = x[o * width_x + i]
-        for i in range(width_y):
-            out[o * width + width_x + i] = y[o * width_y + i]
+        _copy_run(x, o * width_x, out, o * width, width_x)
+        _copy_run(y, o * width_y, out, o * width + width_x, width_y)
 
 
 # ================================================================== indexing
@@ -533,8 +544,7 @@ def take_forward(x, indices, rows, inner, first, out, error):
     for o in range(out.size // max(indices.size * inner, 1)):
         for n in range(indices.size):
             row = indices[n] + (rows if indices[n] < 0 else 0)
-            for i in range(inner):
-                out[(o * indices.size + n) * inner + i] = x[(o * rows + row) * inner + i]
+            _copy_run(x, (o * rows + row) * inner, out, (o * indices.size + n) * inner, inner)
 
 
 @njit
@@ -549,8 +559,11 @@ def take_backward(grad_out, indices, rows, inner, first, count, out):
         for n in range(indices.size):
             row = indices[n] + (rows if indices[n] < 0 else 0) - first
             if 0 <= row < count:
-                for i in range(inner):
-                    out[(o * count + row) * inner + i] += grad_out[(o * indices.size + n) * inner + i]
+                at, source = (o * count + row) * inner, (o * indices.size + n) * inner
+                for i in range(0, inner, simd.lanes(out)):
+                    total = simd.load(out, at + i, inner - i)
+                    total += simd.load(grad_out, source + i, inner - i)
+                    simd.store(out, at + i, total, inner - i)
 
 
 @njit
@@ -652,6 +665,9 @@ def adam_update(
 # of these pixels by a row of the weight; nothing is unfolded or packed. Without dilation and
 # groups, (s, c) lies in one run in both the image and the weight, which keeps the inner loop long
 # even for the 1 or 3 channels of a first layer. Padding is a copy of one image in workspace.
+#
+# A number written in a call has a type of its own in Numba, and the callee would be compiled once
+# more for it; `np.int64(1)` has the type of all the other numbers.
 
 
 @njit
@@ -659,46 +675,35 @@ def _spread(x, n, step, offset, out):
     """out[0, h step + offset, w step + offset, c] = x[n, h, w, c], where that is inside."""
     _, height, width, depth = x.shape
     _, rows, columns, _ = out.shape
-    lanes = simd.lanes(x)
+    first = max(0, -(offset[1] // step[1]))  # the columns from here ...
+    last = min(width, (columns - 1 - offset[1]) // step[1] + 1)  # ... to here land inside
+    pieces, length = last - first, depth
+    if step[1] == 1:
+        pieces, length = min(1, pieces), pieces * depth
     for h in range(height):
         row = h * step[0] + offset[0]
         if 0 <= row < rows:
-            for w in range(width):
-                column = w * step[1] + offset[1]
-                if 0 <= column < columns:
-                    at, to = ((n * height + h) * width + w) * depth, (row * columns + column) * depth
-                    for c in range(0, depth, lanes):
-                        simd.store(out, to + c, simd.load(x, at + c, depth - c), depth - c)
-
-
-@njit
-def _with_padding(x, n, padding, padded):
-    """Return an array and a position in it: image `n` with zeros around it, if there are any."""
-    if padded.size == 0:
-        return x, n
-    _spread(x, n, (1, 1), padding, padded)
-    return padded, 0
-
-
-@njit
-def _runs(filter_width, depth, dilation, groups):
-    """Return into how many runs a filter row falls, and how long each is."""
-    if dilation[1] == 1 and groups == 1:
-        return 1, filter_width * depth
-    return filter_width, depth
+            for w in range(first, first + pieces):
+                at = ((n * height + h) * width + w) * depth
+                to = (row * columns + w * step[1] + offset[1]) * depth
+                for c in range(0, length, simd.lanes(x)):
+                    simd.store(out, to + c, simd.load(x, at + c, length - c), length - c)
 
 
 @njit
 def _convolve(image, i, weight, bias, stride, dilation, groups, out, n):
-    """out[n, h, w, k] = bias[k] + sum_{r,s,c} image[i, h stride + r dilation, ..., c] weight[r, s, c, k]
+    """out[n, h, w, k] = bias[k]
+    + sum_{r,s,c} image[i, h stride + r dilation, w stride + s dilation, c] weight[r, s, c, k].
 
-    for one image that is padded already; an empty bias adds nothing.
+    This is one image, padded already. An empty bias adds nothing.
     """
     _, rows, columns, channels = image.shape
     filter_height, filter_width, depth, out_channels = weight.shape
     _, height, width, _ = out.shape
     group = out_channels // groups
-    runs, length = _runs(filter_width, depth, dilation, groups)
+    runs, length = filter_width, depth
+    if dilation[1] == 1 and groups == 1:
+        runs, length = 1, filter_width * depth
     step = stride[1] * channels
     for g in range(groups):
         for k in range(0, group, COLUMNS * simd.lanes(out)):
@@ -716,7 +721,8 @@ def _convolve(image, i, weight, bias, stride, dilation, groups, out, n):
                                     acc, image, at + c, step, width - w,
                                     weight, (tap + c) * out_channels + first, count,
                                 )  # fmt: skip
-                    acc = simd.tile_add(acc, bias, first, min(count, bias.size - first))
+                    if bias.size > 0:
+                        acc = simd.tile_add(acc, bias, first, count)
                     pixel = (n * height + h) * width + w
                     to = pixel * out_channels + first
                     simd.tile_store(acc, out, to, out_channels, width - w, count)
@@ -729,9 +735,13 @@ def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out, padd
 
     With groups, channel k sees only the c of its group. An empty bias adds nothing.
     """
+    image = padded if padded.size > 0 else x
     padded.fill(0)
     for n in range(x.shape[0]):
-        image, i = _with_padding(x, n, padding, padded)
+        i = n
+        if padded.size > 0:
+            _spread(x, n, (np.int64(1), np.int64(1)), padding, padded)
+            i = 0
         _convolve(image, i, weight, bias, stride, dilation, groups, out, n)
 
 
@@ -757,10 +767,11 @@ def conv2d_backward_input(
         (filter_width - 1) * dilation[1] - padding[1],
     )
     no_bias = turned.reshape(-1)[:0]
+    zero, one = np.int64(0), np.int64(1)
     spread.fill(0)
     for n in range(grad_out.shape[0]):
         _spread(grad_out, n, stride, offset, spread)
-        _convolve(spread, 0, turned, no_bias, (1, 1), dilation, groups, grad_x, n)
+        _convolve(spread, zero, turned, no_bias, (one, one), dilation, groups, grad_x, n)
 
 
 @njit
@@ -773,12 +784,18 @@ def conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad_
     filter_height, filter_width, depth, out_channels = grad_weight.shape
     _, height, width, _ = grad_out.shape
     group = out_channels // groups
-    runs, length = _runs(filter_width, depth, dilation, groups)
+    runs, length = filter_width, depth
+    if dilation[1] == 1 and groups == 1:
+        runs, length = 1, filter_width * depth
+    image = padded if padded.size > 0 else x
+    _, rows, columns, channels = image.shape
     grad_weight.fill(0)
     padded.fill(0)
     for n in range(x.shape[0]):
-        image, i = _with_padding(x, n, padding, padded)
-        _, rows, columns, channels = image.shape
+        i = n
+        if padded.size > 0:
+            _spread(x, n, (np.int64(1), np.int64(1)), padding, padded)
+            i = 0
         for g in range(groups):
             for k in range(0, group, COLUMNS * simd.lanes(x)):
                 first, count = g * group + k, group - k
@@ -800,111 +817,69 @@ def conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad_
                                         acc, image, at + w * stride[1] * channels, 1, length - c,
                                         grad_out, (pixel + w) * out_channels + first, count,
                                     )  # fmt: skip
-                            simd.tile_store(
-                                acc, grad_weight, to, out_channels, length - c, count
-                            )
+                            simd.tile_store(acc, grad_weight, to, out_channels, length - c, count)
 
 
 # =================================================================== pooling
 #
-# Windows slide over (h, w) of images (n, h, w, c); channels lie together and do not mix.
+# Windows (r, s) slide over images (n, h, w, c); channels lie together and do not mix. A maximum
+# notes where in its window it was found, r kernel_size[1] + s, as a number of x's own dtype: so
+# one vector compares values and another carries their places.
 
 
 @njit
-def _window(i, kernel, stride, padding, extent):
-    """Return the range of input rows that output row `i` looks at, without the padding."""
-    first = i * stride - padding
-    return max(first, 0), min(first + kernel, extent)
+def _inside(first, kernel, extent):
+    """Return the range of window rows that lie in the image, for a window from row `first` on."""
+    return max(-first, 0), min(kernel, extent - first)
 
 
 @njit
 def _windows_over(h, kernel, stride, padding, count):
-    """Return the range of output rows that look at input row `h`."""
+    """Return the range of windows that image row `h` is in."""
     first = (h + padding - kernel) // stride + 1
     return max(first, 0), min((h + padding) // stride + 1, count)
 
 
 @njit
 def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
-    """out[n, i, j, c] = max x[n, h, w, c] over the window (i, j); index = h width + w of the first
-    element that attains it. The first NaN wins."""
+    """out[n, i, j, c] = max_{r,s} x[n, i stride + r - padding, j stride + s - padding, c], and
+    index = the place of the first element that attains it. The first NaN wins.
+    """
     _, height, width, channels = x.shape
     images, rows, columns, _ = out.shape
     for n in range(images):
         for i in range(rows):
-            top, bottom = _window(i, kernel_size[0], stride[0], padding[0], height)
+            h = i * stride[0] - padding[0]
+            top, bottom = _inside(h, kernel_size[0], height)
             for j in range(columns):
-                left, right = _window(j, kernel_size[1], stride[1], padding[1], width)
-                for c in range(channels):
-                    best, where = x[n, top, left, c], top * width + left
-                    for h in range(top, bottom):
-                        for w in range(left, right):
-                            value = x[n, h, w, c]
-                            if value > best or (value != value and best == best):
-                                best, where = value, h * width + w
-                    out[n, i, j, c] = best
-                    index[n, i, j, c] = where
+                w = j * stride[1] - padding[1]
+                left, right = _inside(w, kernel_size[1], width)
+                to = ((n * rows + i) * columns + j) * channels
+                for c in range(0, channels, simd.lanes(x)):
+                    count = channels - c
+                    at = ((n * height + h + top) * width + w + left) * channels
+                    best = simd.load(x, at + c, count)
+                    place = simd.splat(top * kernel_size[1] + left, x)
+                    for r in range(top, bottom):
+                        for s in range(left, right):
+                            at = ((n * height + h + r) * width + w + s) * channels
+                            value = simd.load(x, at + c, count)
+                            wins = (value > best) | ((value != value) & (best == best))
+                            best = simd.where(wins, value, best)
+                            here = simd.splat(r * kernel_size[1] + s, x)
+                            place = simd.where(wins, here, place)
+                    simd.store(out, to + c, best, count)
+                    simd.store(index, to + c, place, count)
 
 
 @njit
 def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
-    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] where index[n, i, j, c] = h width + w."""
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] over the windows (i, j) whose index says
+    that their maximum was found at (h, w).
+    """
     images, height, width, channels = grad_x.shape
     _, rows, columns, _ = grad_out.shape
-    for n in range(images):
-        for h in range(height):
-            top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
-            for w in range(width):
-                left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
-                for c in range(channels):
-                    acc = grad_x.dtype.type(0)
-                    for i in range(top, bottom):
-                        for j in range(left, right):
-                            if index[n, i, j, c] == h * width + w:
-                                acc += grad_out[n, i, j, c]
-                    grad_x[n, h, w, c] = acc
-
-
-@njit
-def max_pool2d_pick(x, index, out):
-    """out[n, i, j, c] = x[n, h, w, c] where h width + w = index[n, i, j, c]."""
-    width = x.shape[2]
-    images, rows, columns, channels = out.shape
-    for n in range(images):
-        for i in range(rows):
-            for j in range(columns):
-                for c in range(channels):
-                    where = index[n, i, j, c]
-                    out[n, i, j, c] = x[n, where // width, where % width, c]
-
-
-@njit
-def avg_pool2d_forward(x, kernel_size, stride, padding, out):
-    """out[n, i, j, c] = mean of x[n, h, w, c] over the window (i, j), where padding counts as 0."""
-    _, height, width, channels = x.shape
-    images, rows, columns, _ = out.shape
-    area = kernel_size[0] * kernel_size[1]
-    for n in range(images):
-        for i in range(rows):
-            top, bottom = _window(i, kernel_size[0], stride[0], padding[0], height)
-            for j in range(columns):
-                left, right = _window(j, kernel_size[1], stride[1], padding[1], width)
-                to = ((n * rows + i) * columns + j) * channels
-                for c in range(0, channels, simd.lanes(x)):
-                    acc = simd.splat(x.dtype.type(0), x)
-                    for h in range(top, bottom):
-                        for w in range(left, right):
-                            at = ((n * height + h) * width + w) * channels
-                            acc += simd.load(x, at + c, channels - c)
-                    simd.store(out, to + c, acc / area, channels - c)
-
-
-@njit
-def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
-    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows (i, j) on (h, w)."""
-    images, height, width, channels = grad_x.shape
-    _, rows, columns, _ = grad_out.shape
-    area = kernel_size[0] * kernel_size[1]
+    zero = simd.splat(0, grad_x)
     for n in range(images):
         for h in range(height):
             top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
@@ -912,12 +887,78 @@ def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
                 left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
                 to = ((n * height + h) * width + w) * channels
                 for c in range(0, channels, simd.lanes(grad_x)):
-                    acc = simd.splat(grad_x.dtype.type(0), grad_x)
+                    count = channels - c
+                    acc = simd.splat(0, grad_x)
+                    for i in range(top, bottom):
+                        r = h + padding[0] - i * stride[0]
+                        for j in range(left, right):
+                            s = w + padding[1] - j * stride[1]
+                            at = ((n * rows + i) * columns + j) * channels
+                            place = simd.load(index, at + c, count)
+                            grad = simd.load(grad_out, at + c, count)
+                            here = simd.splat(r * kernel_size[1] + s, grad_x)
+                            acc += simd.where(place == here, grad, zero)
+                    simd.store(grad_x, to + c, acc, count)
+
+
+@njit
+def max_pool2d_pick(x, index, kernel_size, stride, padding, out):
+    """out[n, i, j, c] = the element of x where window (i, j) found its maximum, as index says."""
+    images, rows, columns, channels = out.shape
+    for n in range(images):
+        for i in range(rows):
+            for j in range(columns):
+                for c in range(channels):
+                    place = int(index[n, i, j, c])
+                    h = i * stride[0] - padding[0] + place // kernel_size[1]
+                    w = j * stride[1] - padding[1] + place % kernel_size[1]
+                    out[n, i, j, c] = x[n, h, w, c]
+
+
+@njit
+def avg_pool2d_forward(x, kernel_size, stride, padding, out):
+    """out[n, i, j, c] = mean_{r,s} x[n, i stride + r - padding, j stride + s - padding, c], where
+    padding counts as zeros.
+    """
+    _, height, width, channels = x.shape
+    images, rows, columns, _ = out.shape
+    for n in range(images):
+        for i in range(rows):
+            h = i * stride[0] - padding[0]
+            top, bottom = _inside(h, kernel_size[0], height)
+            for j in range(columns):
+                w = j * stride[1] - padding[1]
+                left, right = _inside(w, kernel_size[1], width)
+                to = ((n * rows + i) * columns + j) * channels
+                for c in range(0, channels, simd.lanes(x)):
+                    acc = simd.splat(0, x)
+                    for r in range(top, bottom):
+                        for s in range(left, right):
+                            at = ((n * height + h + r) * width + w + s) * channels
+                            acc += simd.load(x, at + c, channels - c)
+                    mean = acc / (kernel_size[0] * kernel_size[1])
+                    simd.store(out, to + c, mean, channels - c)
+
+
+@njit
+def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows on (h, w)."""
+    images, height, width, channels = grad_x.shape
+    _, rows, columns, _ = grad_out.shape
+    for n in range(images):
+        for h in range(height):
+            top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
+            for w in range(width):
+                left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
+                to = ((n * height + h) * width + w) * channels
+                for c in range(0, channels, simd.lanes(grad_x)):
+                    acc = simd.splat(0, grad_x)
                     for i in range(top, bottom):
                         for j in range(left, right):
                             at = ((n * rows + i) * columns + j) * channels
                             acc += simd.load(grad_out, at + c, channels - c)
-                    simd.store(grad_x, to + c, acc / area, channels - c)
+                    mean = acc / (kernel_size[0] * kernel_size[1])
+                    simd.store(grad_x, to + c, mean, channels - c)
 
 
 # ============================================================ random numbers

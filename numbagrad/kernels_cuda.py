@@ -1059,27 +1059,28 @@ def conv2d_backward_weight(
 
 # =================================================================== pooling
 #
-# Windows slide over (h, w) of images (n, h, w, c). One thread owns one element of the result.
+# Windows (r, s) slide over images (n, h, w, c). A maximum notes where in its window it was found,
+# r kernel_size[1] + s. One thread owns one element of the result.
 
 
 @device
-def _window(i, kernel, stride, padding, extent):
-    """Return the range of input rows that output row `i` looks at, without the padding."""
-    first = i * stride - padding
-    return max(first, 0), min(first + kernel, extent)
+def _inside(first, kernel, extent):
+    """Return the range of window rows that lie in the image, for a window from row `first` on."""
+    return max(-first, 0), min(kernel, extent - first)
 
 
 @device
 def _windows_over(h, kernel, stride, padding, count):
-    """Return the range of output rows that look at input row `h`."""
+    """Return the range of windows that image row `h` is in."""
     first = (h + padding - kernel) // stride + 1
     return max(first, 0), min((h + padding) // stride + 1, count)
 
 
 @cuda.jit
 def _max_pool2d_forward(x, kernel_size, stride, padding, out, index):
-    """out[n, i, j, c] = max x[n, h, w, c] over the window (i, j); index = h width + w of the first
-    element that attains it. The first NaN wins."""
+    """out[n, i, j, c] = max_{r,s} x[n, i stride + r - padding, j stride + s - padding, c], and
+    index = the place of the first element that attains it. The first NaN wins.
+    """
     _, height, width, _ = x.shape
     _, rows, columns, channels = out.shape
     p = cuda.grid(1)
@@ -1088,18 +1089,20 @@ def _max_pool2d_forward(x, kernel_size, stride, padding, out, index):
         j = p // channels % columns
         i = p // (channels * columns) % rows
         n = p // (channels * columns * rows)
-        top, bottom = _window(i, kernel_size[0], stride[0], padding[0], height)
-        left, right = _window(j, kernel_size[1], stride[1], padding[1], width)
-        best = x[n, top, left, c]
-        where = top * width + left
-        for h in range(top, bottom):
-            for w in range(left, right):
-                value = x[n, h, w, c]
+        h = i * stride[0] - padding[0]
+        w = j * stride[1] - padding[1]
+        top, bottom = _inside(h, kernel_size[0], height)
+        left, right = _inside(w, kernel_size[1], width)
+        best = x[n, h + top, w + left, c]
+        place = top * kernel_size[1] + left
+        for r in range(top, bottom):
+            for s in range(left, right):
+                value = x[n, h + r, w + s, c]
                 if value > best or (value != value and best == best):
                     best = value
-                    where = h * width + w
+                    place = r * kernel_size[1] + s
         out[n, i, j, c] = best
-        index[n, i, j, c] = where
+        index[n, i, j, c] = x.dtype.type(place)
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, out, index, stream):
@@ -1110,7 +1113,9 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index, stream):
 
 @cuda.jit
 def _max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
-    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] where index[n, i, j, c] = h width + w."""
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] over the windows (i, j) whose index says
+    that their maximum was found at (h, w).
+    """
     _, rows, columns, _ = grad_out.shape
     _, height, width, channels = grad_x.shape
     p = cuda.grid(1)
@@ -1123,8 +1128,10 @@ def _max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
         left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
         acc = grad_x.dtype.type(0)
         for i in range(top, bottom):
+            r = h + padding[0] - i * stride[0]
             for j in range(left, right):
-                if index[n, i, j, c] == h * width + w:
+                s = w + padding[1] - j * stride[1]
+                if index[n, i, j, c] == grad_x.dtype.type(r * kernel_size[1] + s):
                     acc += grad_out[n, i, j, c]
         grad_x[n, h, w, c] = acc
 
@@ -1136,9 +1143,8 @@ def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x, s
 
 
 @cuda.jit
-def _max_pool2d_pick(x, index, out):
-    """out[n, i, j, c] = x[n, h, w, c] where h width + w = index[n, i, j, c]."""
-    width = x.shape[2]
+def _max_pool2d_pick(x, index, kernel_size, stride, padding, out):
+    """out[n, i, j, c] = the element of x where window (i, j) found its maximum, as index says."""
     _, rows, columns, channels = out.shape
     p = cuda.grid(1)
     if p < out.size:
@@ -1146,18 +1152,23 @@ def _max_pool2d_pick(x, index, out):
         j = p // channels % columns
         i = p // (channels * columns) % rows
         n = p // (channels * columns * rows)
-        where = index[n, i, j, c]
-        out[n, i, j, c] = x[n, where // width, where % width, c]
+        place = int(index[n, i, j, c])
+        h = i * stride[0] - padding[0] + place // kernel_size[1]
+        w = j * stride[1] - padding[1] + place % kernel_size[1]
+        out[n, i, j, c] = x[n, h, w, c]
 
 
-def max_pool2d_pick(x, index, out, stream):
+def max_pool2d_pick(x, index, kernel_size, stride, padding, out, stream):
     """Start a thread per output element."""
-    _launch_flat(_max_pool2d_pick, out.size, stream, x, index, out)
+    args = x, index, kernel_size, stride, padding, out
+    _launch_flat(_max_pool2d_pick, out.size, stream, *args)
 
 
 @cuda.jit
 def _avg_pool2d_forward(x, kernel_size, stride, padding, out):
-    """out[n, i, j, c] = mean of x[n, h, w, c] over the window (i, j), where padding counts as 0."""
+    """out[n, i, j, c] = mean_{r,s} x[n, i stride + r - padding, j stride + s - padding, c], where
+    padding counts as zeros.
+    """
     _, height, width, _ = x.shape
     _, rows, columns, channels = out.shape
     p = cuda.grid(1)
@@ -1166,12 +1177,14 @@ def _avg_pool2d_forward(x, kernel_size, stride, padding, out):
         j = p // channels % columns
         i = p // (channels * columns) % rows
         n = p // (channels * columns * rows)
-        top, bottom = _window(i, kernel_size[0], stride[0], padding[0], height)
-        left, right = _window(j, kernel_size[1], stride[1], padding[1], width)
+        h = i * stride[0] - padding[0]
+        w = j * stride[1] - padding[1]
+        top, bottom = _inside(h, kernel_size[0], height)
+        left, right = _inside(w, kernel_size[1], width)
         acc = x.dtype.type(0)
-        for h in range(top, bottom):
-            for w in range(left, right):
-                acc += x[n, h, w, c]
+        for r in range(top, bottom):
+            for s in range(left, right):
+                acc += x[n, h + r, w + s, c]
         out[n, i, j, c] = acc / x.dtype.type(kernel_size[0] * kernel_size[1])
 
 
@@ -1183,7 +1196,7 @@ def avg_pool2d_forward(x, kernel_size, stride, padding, out, stream):
 
 @cuda.jit
 def _avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
-    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows (i, j) on (h, w)."""
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows on (h, w)."""
     _, rows, columns, _ = grad_out.shape
     _, height, width, channels = grad_x.shape
     p = cuda.grid(1)

@@ -19,6 +19,7 @@ import html
 import inspect
 import io
 import math
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -109,8 +110,8 @@ def load_states(states: Mapping[str, State], values: Mapping[str, Any], strict: 
     hosts = {name: np.asarray(value) for name, value in values.items()}
     problems = []
     if strict:
-        problems += [f"missing: {name} {states[name].shape}" for name in states.keys() - hosts]
-        problems += [f"unexpected: {name} {hosts[name].shape}" for name in hosts.keys() - states]
+        problems += [f"missing: {n}, {x.shape}" for n, x in states.items() if n not in hosts]
+        problems += [f"unexpected: {n}, {x.shape}" for n, x in hosts.items() if n not in states]
     common = [name for name in states if name in hosts]
     for name in common:
         state, host = states[name], hosts[name]
@@ -156,6 +157,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} does not define forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return ``forward(...)``; an error on the way names the layer that it comes from."""
         outermost = _calling.outermost is None
         if outermost:
             _calling.outermost = self
@@ -339,12 +341,14 @@ class Module:
         Examples
         --------
         >>> print(Sequential(Linear(2, 3), ReLU()).summary((2,)))
-         layer   type           output     parameters
-        ──────────────────────────────────────────────
-         0       Linear(2, 3)   (1, 3)              9
-         1       ReLU()         (1, 3)              0
-        ──────────────────────────────────────────────
-         total                                      9
+        ──────────────────────────────────────────────────
+         name    layer          output shape   parameters
+        ──────────────────────────────────────────────────
+         0       Linear(2, 3)   (1, 3)                  9
+         1       ReLU()         (1, 3)                  0
+        ──────────────────────────────────────────────────
+         total                                          9
+        ──────────────────────────────────────────────────
         """
         rows: list[LayerSummary] = []
         names = {id(module): name for name, module in self.named_modules()}
@@ -361,12 +365,14 @@ class Module:
 
         _calling.observer = observe
         try:
+            self._dry_run((1, *input_shape), dtype)
+        except ShapeError as error:
+            rows.clear()
+            counted.clear()
             try:
-                self._dry_run((1, *input_shape), dtype)
+                self._dry_run(input_shape, dtype)  # perhaps it is a whole batch's
             except ShapeError:
-                rows.clear()
-                counted.clear()
-                self._dry_run(input_shape, dtype)  # it had its batch already
+                raise error from None
         finally:
             _calling.observer = None
         return Summary(rows)
@@ -471,7 +477,7 @@ class Summary:
             table.add_row(*cells)
         text = io.StringIO()
         Console(file=text, width=120, markup=False, highlight=False).print(table)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return textwrap.dedent("\n".join(map(str.rstrip, text.getvalue().splitlines())))
 
     __repr__ = __str__
 

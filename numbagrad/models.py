@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from .array import Array
@@ -40,7 +41,7 @@ def mlp(
     """
     widths = (in_channels * image_size**2, *hidden)
     layers: list[Module] = [Flatten()]
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         layers += [Linear(inputs, outputs), ReLU()]
     return Sequential(*layers, Linear(widths[-1], classes))
 
@@ -189,6 +190,8 @@ _MODELS: dict[str, Callable[..., Module]] = {
     "resnet8": resnet8,
 }
 
+NAMES = tuple(_MODELS)
+
 
 def get(name: str, **arguments: Any) -> Module:
     """Build the model of this name.
@@ -207,9 +210,9 @@ def get(name: str, **arguments: Any) -> Module:
 
     Examples
     --------
-    >>> get("lenetx")
+    >>> get("mlpp")
     Traceback (most recent call last):
-    ValueError: no model is called 'lenetx'; did you mean 'lenet'? Known: convnet6, lenet, mlp, resnet8
+    ValueError: no model is called 'mlpp'; did you mean 'mlp'? Known: convnet6, lenet, mlp, resnet8
     """
     if name not in _MODELS:
         raise ValueError(f"no model is called {name!r}; {nearest(name, _MODELS)}")

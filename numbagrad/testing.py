@@ -15,6 +15,7 @@ import numpy as np
 
 from .array import FLOATS, Array, asarray
 from .autodiff import vjp
+from .compiler.trace import trace
 from .dispatch import NO_ERROR, Op, Plan, Split, interpreter, plan_for, run_eagerly, shard_bounds
 
 #: Relative and absolute tolerance against a float64 reference. The absolute one counts in units
@@ -188,6 +189,7 @@ def check_op(
 
     * the value is that of the reference, and float32 stays float32;
     * a second run gives the same bits, gradients included; inputs are left as they were;
+    * so does a trace of the function, replayed (on the CPU);
     * gradients and their gradients agree with finite differences (float64), with float64's
       (float32), or with the CPU's (on CUDA), and each is the same when asked for alone;
     * on the CPU, every kernel that ran is run again cut in shards, along each axis that its op
@@ -235,9 +237,11 @@ def check_op(
             arrays = [asarray(x, device=device) for x in hosts]
             closeness = _closeness(dtype, rtol, atol)
             with interpreter(_witness(reached, closeness)):
-                results = _evaluate(f, arrays, grad)
+                results = _on_host(_evaluate(f, arrays, grad))
             _check_value(hosts, results["the value"], reference, dtype, closeness)
             _check_repeatable(f, arrays, hosts, grad, results)
+            if device == "cpu":
+                _check_staged(f, arrays, grad, results)
             if grad and device != "cpu":
                 _check_peer("the CPU's", f, hosts, results, closeness)
             elif grad:
@@ -259,10 +263,10 @@ def check_case(case: Case, device: str = "cpu") -> None:
         raise AssertionError(f"{case.name} does not reach {', '.join(sorted(missed))}")
 
 
-def _evaluate(f: Callable[..., Array], arrays: list[Array], grad: bool) -> dict[str, np.ndarray]:
+def _evaluate(f: Callable[..., Array], arrays: list[Array], grad: bool) -> dict[str, Array]:
     """Return the value and, on request, gradients of order 1 and 2 along fixed directions."""
     if not grad or not _float_positions(arrays):
-        return {"the value": f(*arrays).numpy()}
+        return {"the value": f(*arrays)}
     rng = np.random.default_rng(0)
     results = {}
     for order in (1, 2):
@@ -270,12 +274,16 @@ def _evaluate(f: Callable[..., Array], arrays: list[Array], grad: bool) -> dict[
         value, pullback = vjp(_of_floats(f, arrays), *(arrays[k] for k in floats))
         if value.dtype not in FLOATS:
             raise AssertionError(f"{value.dtype} results have no gradients: pass grad=False")
-        results.setdefault("the value", value.numpy())
+        results.setdefault("the value", value)
         grad_out = _random_like(value, rng)
         for k, gradient in zip(floats, pullback(grad_out), strict=True):
-            results[f"the gradient of order {order} for input {k}"] = gradient.numpy()
+            results[f"the gradient of order {order} for input {k}"] = gradient
         f, arrays = _gradient_function(f, arrays, grad_out, rng)
     return results
+
+
+def _on_host(results: dict[str, Array]) -> dict[str, np.ndarray]:
+    return {name: result.numpy() for name, result in results.items()}
 
 
 def _check_value(hosts, value, reference, dtype, closeness) -> None:
@@ -287,15 +295,21 @@ def _check_value(hosts, value, reference, dtype, closeness) -> None:
 
 
 def _check_repeatable(f, arrays, hosts, grad, results) -> None:
-    for name, again in _evaluate(f, arrays, grad).items():
+    for name, again in _on_host(_evaluate(f, arrays, grad)).items():
         _require_same_bits(name, again, results[name], "the first run's")
     for k, (x, host) in enumerate(zip(arrays, hosts, strict=True)):
         _require_same_bits(f"input {k}", x.numpy(), host, "what it was before")
 
 
+def _check_staged(f, arrays, grad, results) -> None:
+    traced = trace(lambda *inputs: _evaluate(f, list(inputs), grad), *arrays)
+    for name, replayed in _on_host(traced(*arrays)).items():
+        _require_same_bits(f"{name}, traced and replayed,", replayed, results[name], "eager's")
+
+
 def _check_peer(peer: str, f, hosts, results, closeness) -> None:
     """Compare gradients with those of another dtype or device."""
-    expected = _evaluate(f, [asarray(x) for x in hosts], True)
+    expected = _on_host(_evaluate(f, [asarray(x) for x in hosts], True))
     for name, result in results.items():
         _require_close(name, result, expected[name], peer, closeness)
 

@@ -193,7 +193,7 @@ def fit(
             meter = _train_epoch(model, loader, loss, optimizer, number, display)
             test_loss, test_accuracy = math.nan, math.nan
             if test is not None:
-                test_loss, test_accuracy = evaluate(model, test, loss=loss)
+                test_loss, test_accuracy = evaluate(model, test, batch_size, loss=loss)
             speed = meter.images / meter.seconds
             epoch = Epoch(
                 number,
@@ -304,7 +304,9 @@ class _Meter:
             self.steps += 1
             value, count = loss.item(), len(labels)
             if not math.isfinite(value):
-                hint = f"; a smaller lr than {self._optimizer.lr} may help" if self._optimizer else ""
+                hint = (
+                    f"; a smaller lr than {self._optimizer.lr} may help" if self._optimizer else ""
+                )
                 raise FloatingPointError(
                     f"the loss is {value} at step {self.steps} {self._where}{hint}"
                 )

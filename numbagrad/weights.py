@@ -14,11 +14,14 @@ import safetensors.numpy
 from .errors import DataError
 from .jit import write_atomically
 from .layers import Module
+from .optim import Optimizer
 
-Source = Module | Mapping[str, Any]
 
-
-def save(path: str | os.PathLike, source: Source, metadata: Mapping[str, str] | None = None):
+def save(
+    path: str | os.PathLike,
+    source: Module | Optimizer | Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a model's weights to a file.
 
     The file is complete or not there: it is written under another name and then renamed.
@@ -28,7 +31,7 @@ def save(path: str | os.PathLike, source: Source, metadata: Mapping[str, str] | 
     path
         Where to; ``.safetensors`` is the usual ending.
     source
-        A module, or arrays by name (a ``state_dict()``, an optimiser's too).
+        A module, an optimiser, or arrays by name.
     metadata
         Notes to keep with them, strings by name; `read_metadata` gives them back.
 
@@ -45,7 +48,7 @@ def save(path: str | os.PathLike, source: Source, metadata: Mapping[str, str] | 
     (2, 3)
     """
     path = Path(path)
-    state = source.state_dict() if isinstance(source, Module) else source
+    state = source if isinstance(source, Mapping) else source.state_dict()
     arrays = {name: np.asarray(value) for name, value in state.items()}
     notes = dict(metadata) if metadata else None
     path.parent.mkdir(parents=True, exist_ok=True)

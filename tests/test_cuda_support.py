@@ -332,6 +332,21 @@ def test_memory_round_trip(shape, dtype):
 
 
 @on_simulator
+def test_axes_of_stride_zero_are_copied_too():
+    column = np.arange(3.0)[:, None]
+    np.testing.assert_array_equal(cs.to_host(cs.to_device(column)), column)
+
+
+@on_simulator
+def test_constants_are_copied_once():
+    first, second = np.arange(6).reshape(2, 3), np.arange(6).reshape(3, 2)
+    assert cs.constant(first) is cs.constant(first.copy())
+    np.testing.assert_array_equal(cs.to_host(cs.constant(second)), second)
+    with cs.record_launches():
+        assert cs.constant(first) is first
+
+
+@on_simulator
 def test_views_share_memory():
     host = np.arange(12, dtype=np.float32).reshape(4, 3)
     device = cs.to_device(host)

@@ -26,7 +26,8 @@ def pair(op: str, name: str, value: int | Pair, least: int) -> Pair:
     both = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
     if len(both) != 2 or not all(isinstance(v, (int, np.integer)) and v >= least for v in both):
         raise ValueError(
-            f"{op}: {name} must be an int or a pair (height, width) of ints >= {least}, got {value!r}"
+            f"{op}: {name} must be an int >= {least} or a pair of them (height, width), got "
+            f"{value!r}"
         )
     return int(both[0]), int(both[1])
 
@@ -88,13 +89,9 @@ def _conv2d_vjp(grad_out, x, weight, needs, specs, stride, padding, dilation, gr
     window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     grad_x = grad_weight = grad_bias = None
     if needs[0]:
-        grad_x = apply(
-            _BACKWARD_INPUT, grad_out, weight, extents=specs[0].shape[1:3], **window
-        )
+        grad_x = apply(_BACKWARD_INPUT, grad_out, weight, extents=specs[0].shape[1:3], **window)
     if needs[1]:
-        grad_weight = apply(
-            _BACKWARD_WEIGHT, x, grad_out, kernel_size=specs[1].shape[:2], **window
-        )
+        grad_weight = apply(_BACKWARD_WEIGHT, x, grad_out, kernel_size=specs[1].shape[:2], **window)
     if needs[2]:
         grad_bias = sum(grad_out, axis=(0, 1, 2))
     return grad_x, grad_weight, grad_bias
@@ -104,9 +101,7 @@ def _conv2d_vjp(grad_out, x, weight, needs, specs, stride, padding, dilation, gr
 # Below, `grad` is the gradient of grad_x or of grad_weight.
 
 
-def _backward_input_vjp(
-    grad, grad_out, weight, needs, specs, stride, padding, dilation, groups
-):
+def _backward_input_vjp(grad, grad_out, weight, needs, specs, stride, padding, dilation, groups):
     window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     grad_grad_out = grad_weight = None
     if needs[0]:
@@ -146,7 +141,7 @@ def _cost(x: Spec, weight: Spec, out: Spec) -> tuple[float, float]:
 
 def _padded(x: Spec, padding: Pair):
     """Room for one image with zeros around it, if it gets any."""
-    n, h, w, c = x.shape
+    _, h, w, c = x.shape
     needed = padding != (0, 0) and x.device == "cpu"
     shape = (1, h + 2 * padding[0], w + 2 * padding[1], c) if needed else (0, 0, 0, 0)
     return shape, x.dtype
@@ -154,7 +149,7 @@ def _padded(x: Spec, padding: Pair):
 
 def _backward_input_workspace(call: Call):
     """Room for the filter upside down, and for one image of grad_out with its pixels apart."""
-    grad_out, weight = call.inputs
+    weight = call.inputs[1]
     if call.device != "cpu":
         return [((0, 0, 0, 0), weight.dtype)] * 2
     r, s, depth, k = weight.shape

@@ -140,6 +140,7 @@ class CustomOp:
         callees = [found for _, _, found in watched if isinstance(found, Dispatcher)]
         for dispatcher in (*reversed(callees), self._kernel):
             if isinstance(dispatcher, Dispatcher) and not _is_settled(dispatcher):
+                dispatcher._compiler._failed_cache.clear()  # Numba remembers errors, too
                 dispatcher.recompile()
         shard_driver.cache_clear()
         self.op._plans.clear()

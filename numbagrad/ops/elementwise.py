@@ -256,7 +256,7 @@ def _pow_vjp(grad_out, x, y, out, needs, specs):
     return _each(needs, specs, by_x, by_y)
 
 
-_POW = _binary("pow", _pow_vjp)
+_POW = _binary("pow", _pow_vjp, kinds="f")
 
 
 def _maximum_vjp(grad_out, x, y, needs, specs):
@@ -310,7 +310,7 @@ def divide(x: Any, y: Any) -> Array:
 def pow(x: Any, y: Any) -> Array:
     """Return ``x`` to the power ``y``, broadcast.
 
-    Integers to a negative integer power are refused; make them floats.
+    Floats only, but for squares: integer powers overflow soon.
     """
     if y is not None and isinstance(y, (int, float)) and y == 2 and isinstance(x, Array):
         return multiply(x, x)  # exact, and the commonest power
@@ -440,12 +440,15 @@ _COPY = register(
 
 
 def astype(x: Array, dtype: Any) -> Array:
-    """Return ``x`` in another dtype; floats become integers by dropping their fraction."""
+    """Return ``x`` in another dtype; floats become integers by dropping their fraction.
+
+    The result is an array of its own: assigning to its elements leaves ``x`` alone.
+    """
     dtype = np.dtype(dtype)
     if dtype not in DTYPES:
         names = ", ".join(map(str, DTYPES))
         raise DTypeError(f"astype: dtype {dtype} is not supported; use one of {names}")
-    return x if x.dtype == dtype else apply(_CAST, x, dtype=dtype)
+    return x.reshape(x.shape) if x.dtype == dtype else apply(_CAST, x, dtype=dtype)
 
 
 def copy(x: Array) -> Array:
@@ -475,7 +478,7 @@ _BROADCAST_TO = register(
 def broadcast_to(x: Array, shape: tuple[int, ...]) -> Array:
     """Return ``x`` repeated to a shape."""
     shape = tuple(int(extent) for extent in shape)
-    return x if x.shape == shape else apply(_BROADCAST_TO, x, shape=shape)
+    return x.reshape(shape) if x.shape == shape else apply(_BROADCAST_TO, x, shape=shape)
 
 
 # ------------------------------------------------------- functions of one x

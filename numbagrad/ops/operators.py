@@ -8,7 +8,7 @@ from .. import autodiff
 from .. import device as devices
 from ..array import Array, asarray, from_host
 from ..dispatch import state
-from . import elementwise, linalg, reduction, shaping
+from . import elementwise, indexing, linalg, reduction, shaping
 
 
 def _swapped(function):
@@ -46,6 +46,12 @@ _METHODS = {
     "min": reduction.min,
     "argmax": reduction.argmax,
     "permute_dims": shaping.permute_dims,
+    "flatten": shaping.flatten,
+    "squeeze": shaping.squeeze,
+    "take": indexing.take,
+    "__getitem__": indexing.getitem,
+    "__setitem__": indexing.setitem,
+    "__iter__": indexing.iterate,
     "backward": autodiff.backward,
 }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..array import Array
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
@@ -48,7 +46,7 @@ def _unpooled(grad_out, *, extents: Pair):
 
 def _max_infer(x, *, kernel_size, stride, padding):
     shape = _pooled("max_pool2d", x, kernel_size, stride, padding)
-    return (shape, x.dtype), (shape, np.dtype(np.int32))
+    return (shape, x.dtype), (shape, x.dtype)
 
 
 def _max_vjp(grad_out, index, specs, kernel_size, stride, padding):
@@ -102,9 +100,7 @@ _MAX_PICK = register(
         lambda x, index, **window: (index.shape, x.dtype),
         "max_pool2d_pick",
         _max_pick_vjp,
-        arrange=lambda call: Views(
-            tuple(spec.shape for spec in call.inputs), (call.outputs[0].shape,)
-        ),
+        arrange=_views,
         split=_split_images,
     )
 )
@@ -148,7 +144,7 @@ def max_pool2d(
     Examples
     --------
     >>> from numbagrad.array import asarray
-    >>> x = asarray(np.arange(16.0, dtype=np.float32).reshape(1, 4, 4, 1))
+    >>> x = asarray([float(i) for i in range(16)]).reshape(1, 4, 4, 1)
     >>> max_pool2d(x, 2).reshape(2, 2)
     Array([[ 5.,  7.],
            [13., 15.]], dtype=float32)
@@ -236,7 +232,7 @@ def avg_pool2d(
     Examples
     --------
     >>> from numbagrad.array import asarray
-    >>> x = asarray(np.arange(16.0, dtype=np.float32).reshape(1, 4, 4, 1))
+    >>> x = asarray([float(i) for i in range(16)]).reshape(1, 4, 4, 1)
     >>> avg_pool2d(x, 2).reshape(2, 2)
     Array([[ 2.5,  4.5],
            [10.5, 12.5]], dtype=float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from ..array import Array, Spec, State, asarray, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
-from .elementwise import copy, flat, promote, require_same_dtype
+from .elementwise import broadcast_to, copy, flat, promote, require_same_dtype
 
 Axis = int | tuple[int, ...] | None
 
@@ -133,22 +134,11 @@ def _permute_views(call: Call) -> Views:
     return flat(call, layout, 0)
 
 
-def _rows(shape: tuple[int, ...]) -> int:
-    """Return how many rows there are along the last axis."""
-    return size_of(shape[:-1]) if shape[-1] else 0
-
-
 def _split_rows(call: Call) -> list[Split]:
     """Cut the output's rows; the last kernel parameter is the number of the first one."""
-    shape = call.outputs[0].shape
-    return [
-        Split(
-            _rows(shape),
-            (0,),
-            (shape[-1],),
-            lambda scalars, lo, hi: (*scalars[:-1], lo),
-        )
-    ]
+    *outer, width = call.outputs[0].shape
+    rows = size_of(tuple(outer)) if width else 0
+    return [Split(rows, (0,), (width,), lambda scalars, lo, hi: (*scalars[:-1], lo))]
 
 
 _PERMUTE_DIMS = register(
@@ -240,8 +230,8 @@ def take_slice(
 
     Neighbouring rows share the buffer of ``x``; anything else is copied.
     """
-    if not x.ndim:
-        return reshape(x, ())
+    if counts == x.shape and set(steps) <= {1}:
+        return reshape(x, x.shape)
     leading = steps[0] == 1 and counts[1:] == x.shape[1:] and set(steps[1:]) <= {1}
     if leading and not isinstance(x, State):  # a view of a state would copy all of it
         return apply(_ROWS, x, start=starts[0], stop=starts[0] + counts[0])
@@ -305,8 +295,8 @@ def set_slice(
 
     Either may be a 0-d array, which stands for an array full of its element.
     """
-    if not shape:
-        return reshape(value, ())
+    if counts == shape and set(steps) <= {1}:
+        return broadcast_to(reshape(value, value.shape), shape)
     return apply(_SET_SLICE, x, value, shape=shape, starts=starts, steps=steps, counts=counts)
 
 
@@ -398,7 +388,9 @@ def split(x: Array, sections: int | Sequence[int], axis: int = 0) -> list[Array]
     else:
         places = sections
     bounds = [0, *(min(int(place), extent) for place in places), extent]
-    return [_part(x, axis, lo, hi) for lo, hi in zip(bounds, bounds[1:], strict=False)]
+    if bounds != sorted(bounds):
+        raise ShapeError(f"split: places {list(places)} must ascend from 0")
+    return [_part(x, axis, lo, hi) for lo, hi in pairwise(bounds)]
 
 
 def _part(x: Array, axis: int, lo: int, hi: int) -> Array:

@@ -1,0 +1,85 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import numbagrad as ng
+from numbagrad import cli, weights
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_train_prints_the_accuracy_last_and_saves(tmp_path):
+    out = tmp_path / "run"
+    result = run("train", "mlp", "--epochs", 2, "--batch-size", 256, "--lr", 0.01, "--out", out)
+    assert result.exit_code == 0, result.output
+    *rest, last = result.stdout.splitlines()
+    assert rest[0] == "mlp with 9,610 parameters, 1,437 images of digits"
+    assert last.startswith("test accuracy ")
+    assert last.endswith(" %")
+    header, *lines = (out / "metrics.csv").read_text().splitlines()
+    assert header.startswith("epoch,train_loss")
+    assert len(lines) == 2
+    model = ng.models.mlp(image_size=8)
+    model.load_state_dict(weights.load(out / "model.safetensors"))
+    accuracy = ng.train.evaluate(model, ng.data.digits()[1])[1]
+    assert last == f"test accuracy {100 * accuracy:.1f} %"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("train", "lennet"), "'lenet'"),
+        (("train", "lenet", "--data", "digts"), "'digits'"),
+        (("train", "lenet", "--optimizer", "adm"), "'adam'"),
+        (("train", "lenet", "--device", "cudaa"), "'cuda'"),
+        (("train", "lenet", "--epoch", "3"), "--epochs"),
+        (("train", "lenet", "--epochs", "0"), "--epochs"),
+        (("train", "lenet", "--threads", "1000"), "between 1 and"),
+        (("trian",), "train"),
+    ],
+)
+def test_a_wrong_name_gets_the_nearest(arguments, hint):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert hint in result.output
+    assert "Traceback" not in result.output
+
+
+def test_errors_of_ours_are_one_line(monkeypatch):
+    monkeypatch.delenv("NUMBAGRAD_DATA", raising=False)
+    result = run("train", "lenet", "--data", "mnist")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("numbagrad: mnist: no folder to look in")
+    assert result.stderr.count("\n") == 1
+
+
+def test_doctor():
+    result = run("doctor")
+    assert result.exit_code == 0
+    for fact in ("numbagrad  " + ng.__version__, "CPU", "kernel cache", "CUDA", "passed: matmul"):
+        assert fact in result.stdout
+
+
+def test_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    _, test = ng.data.digits()
+    classes = test.labels.copy()
+    classes[5] += 1
+    epochs = [ng.train.Epoch(n, 1 / n, 0.9, 1 / n, 0.8, 1.0, 1437.0) for n in (1, 2, 3)]
+    cli._draw(tmp_path, ng.train.History(epochs), test, classes)
+    for name in ("learning_curve.png", "predictions.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_shifted_moves_by_one_pixel_at_most():
+    images = np.zeros((20, 8, 8, 1), np.float32)
+    images[:, 4, 4] = 1
+    moved = cli._shifted(images, np.random.default_rng(0))
+    assert moved.shape == images.shape
+    assert {(int(r), int(c)) for _, r, c, _ in np.argwhere(moved)} <= {
+        (r, c) for r in (3, 4, 5) for c in (3, 4, 5)
+    }

@@ -1,0 +1,315 @@
+"""The content-keyed cache: never stale, never damaged, shared by processes."""
+
+import importlib
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numbagrad import jit
+
+X = np.array([1.0, 2.0], np.float32)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("NUMBAGRAD_CACHE_DIR", str(folder))
+    jit.cache_dir.cache_clear()
+    yield folder
+    jit.cache_dir.cache_clear()
+
+
+def compiled(folder):
+    return sorted(path.name for path in folder.glob("*.nbc"))
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Write modules and import them afresh, as a new process would see them."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(name, source):
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
+
+    def load():
+        for name in ("callee", "caller"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        return importlib.import_module("caller")
+
+    write.load = load
+    yield write
+    for name in ("callee", "caller"):
+        sys.modules.pop(name, None)
+
+
+CALLER = """
+    import callee
+    from callee import inner
+    from numbagrad.jit import njit
+
+    @njit
+    def kernel(x):
+        return {call}
+"""
+
+
+def callee(body, constant=1):
+    return f"""
+    from numbagrad.jit import njit
+
+    CONSTANT = {constant}
+
+    @njit
+    def inner(v):
+        return {body}
+"""
+
+
+# -------------------------------------------------------------- never stale
+
+
+@pytest.mark.parametrize("call", ["inner(x[0])", "callee.inner(x[0])"])
+def test_callee_in_another_file(cache, module, call):
+    module("caller", CALLER.format(call=call))
+    for body, constant, result in [
+        ("v + 1", 1, 2),
+        ("v + 10", 1, 11),
+        ("v + CONSTANT", 1, 2),
+        ("v + CONSTANT", 5, 6),
+        ("v + 10", 1, 11),
+    ]:
+        module("callee", callee(body, constant))
+        assert module.load().kernel(X) == result
+
+
+def test_unchanged_code_is_loaded(cache, module):
+    module("caller", CALLER.format(call="inner(x[0])"))
+    module("callee", callee("v + 1"))
+    assert module.load().kernel(X) == 2
+    files = compiled(cache)
+    kernel = module.load().kernel
+    assert kernel(X) == 2
+    assert sum(kernel.stats.cache_hits.values()) == 0  # Numba's own counter is not ours
+    assert compiled(cache) == files
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("x + 1", "x + 2"),
+        ("x.sum() + 1", "x.max() + 1"),  # another name
+        ("'a' == 'a'", "'a' == 'b'"),
+        ("[a + 1 for a in range(3)][2]", "[a + 2 for a in range(3)][2]"),  # nested code
+    ],
+)
+def test_key_follows_the_code(before, after):
+    keys = {jit.content_key(eval(f"lambda x: {body}")) for body in (before, before, after)}
+    assert len(keys) == 2
+
+
+def make(constant):
+    return lambda x: x + constant
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, 2),
+        (1, 1.0),
+        ((1, 2), (1, 3)),
+        (np.zeros(3), np.ones(3)),
+        (np.zeros(3), np.zeros(3, np.float32)),
+        (np.zeros(4), np.zeros((2, 2))),
+        (np.float32(1), np.float64(1)),
+        (lambda v: v + 1, lambda v: v + 2),
+        (np.exp, np.log),
+    ],
+)
+def test_key_follows_what_a_closure_holds(one, other):
+    assert jit.content_key(make(one)) == jit.content_key(make(one))
+    assert jit.content_key(make(one)) != jit.content_key(make(other))
+
+
+def test_key_of_functions_that_call_each_other():
+    scope = {}
+    exec(
+        "def even(n): return n == 0 or odd(n - 1)\ndef odd(n): return n != 0 and even(n - 1)", scope
+    )
+    assert jit.content_key(scope["even"]) != jit.content_key(scope["odd"])
+
+
+def test_key_follows_the_simd_module(monkeypatch):
+    from numbagrad import kernels_cpu, simd
+
+    before = jit.content_key(kernels_cpu.exp_forward)
+    source = jit.inspect.getsource
+    monkeypatch.setattr(
+        jit.inspect, "getsource", lambda m: source(m) + ("# edited" if m is simd else "")
+    )
+    assert jit.content_key(kernels_cpu.exp_forward) != before
+
+
+def test_notebook_cells_run_again(cache):
+    shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
+
+    def run(cell):
+        result = shell.run_cell(textwrap.dedent(cell))
+        result.raise_error()
+        return result.result
+
+    kernel = """
+        @njit
+        def kernel(x):
+            return inner(x[0]) * FACTOR
+        """
+    run("import numpy as np\nfrom numbagrad.jit import njit\nFACTOR = 1")
+    run("@njit\ndef inner(v): return v + 1")
+    run(kernel)
+    assert run("kernel(np.ones(1))") == 2
+    run("@njit\ndef inner(v): return v + 2")
+    run(kernel)
+    assert run("kernel(np.ones(1))") == 3
+    run("FACTOR = 10")
+    run(kernel)
+    assert run("kernel(np.ones(1))") == 30
+    shell.clear_instance()
+
+
+def test_recompile_forgets_the_key(cache):
+    scope = {"njit": jit.njit}
+    exec("C = 1\n@njit\ndef kernel(x): return x[0] + C", scope)
+    assert scope["kernel"](X) == 2
+    scope["C"] = 5
+    scope["kernel"].recompile()
+    assert scope["kernel"](X) == 6
+
+
+# --------------------------------------------------------------- on the disk
+
+
+@jit.njit
+def total(x):
+    acc = x.dtype.type(0)
+    for i in range(x.size):
+        acc += x[i]
+    return acc
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"x" * 9])
+def test_damaged_file(cache, damage):
+    assert jit.njit(total.py_func)(X) == 3
+    (path,) = cache.glob("*.nbc")
+    good = path.read_bytes()
+    path.write_bytes(damage(good))
+    assert jit.njit(total.py_func)(X) == 3
+    assert len(path.read_bytes()) == len(good)  # written again
+
+
+def test_second_dispatcher_loads(cache, monkeypatch):
+    assert jit.njit(total.py_func)(X) == 3
+    saved = []
+    monkeypatch.setattr(jit.ContentCache, "save_overload", lambda *args: saved.append(args))
+    assert jit.njit(total.py_func)(X) == 3
+    assert not saved
+    assert jit.njit(total.py_func)(X.astype(np.float64)) == 3
+    assert len(saved) == 1  # another signature
+
+
+def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBAGRAD_CACHE_DIR", str(tmp_path / "file" / "below"))
+    jit.cache_dir.cache_clear()
+    with pytest.warns(UserWarning, match="cannot write its kernel cache") as record:
+        assert jit.njit(total.py_func)(X) == 3
+        assert jit.njit(total.py_func)(X) == 3
+    assert len(record) == 1
+    jit.cache_dir.cache_clear()
+
+
+def test_full_disk_costs_no_more_than_a_compile(cache, monkeypatch):
+    def full(path, content):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(jit, "write_atomically", full)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert jit.njit(total.py_func)(X) == 3
+    assert not compiled(cache)
+
+
+def test_write_atomically_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    jit.write_atomically(path, b"old")
+
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        jit.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ----------------------------------------------------------------- processes
+
+WORK = """
+import numpy as np, numbagrad as ng
+from numbagrad import jit
+count = 0
+save = jit.ContentCache.save_overload
+def counting(*args):
+    global count
+    count += 1
+    save(*args)
+jit.ContentCache.save_overload = counting
+assert ng.add(ng.asarray([1.0, 2.0]), 1).tolist() == [2, 3]
+print(count)
+"""
+
+
+def start(cache):
+    environment = os.environ | {"NUMBAGRAD_CACHE_DIR": str(cache)}
+    return subprocess.Popen([sys.executable, "-c", WORK], env=environment, text=True,
+                            stdout=subprocess.PIPE)  # fmt: skip
+
+
+def test_processes(cache):
+    together = [start(cache), start(cache)]  # compile the same at once
+    counts = [int(process.communicate()[0]) for process in together]
+    assert [process.returncode for process in together] == [0, 0]
+    assert max(counts) > 0
+    assert not [path for path in cache.iterdir() if path.suffix != ".nbc"]
+    later = start(cache)
+    assert later.communicate()[0] == "0\n"  # compiles nothing
+
+
+# -------------------------------------------------------------- emitted source
+
+
+def test_load_source(cache):
+    text = '"""Emitted."""\n\ndef f(x):\n    return helper(x)\n'
+    module = jit.load_source("emitted", text, {"helper": lambda x: x + 1})
+    assert module.f(1) == 2
+    assert Path(module.__file__).read_text() == text
+    assert Path(module.__file__).parent == cache
+    other = jit.load_source("emitted", text, {"helper": lambda x: x + 2})
+    assert (module.f(1), other.f(1)) == (2, 3)
+
+
+def test_announces_slow_compiles(cache, monkeypatch, capfd):
+    monkeypatch.setattr(jit, "ANNOUNCE_AFTER", 0.001)
+    jit.njit(total.py_func)(X)
+    assert capfd.readouterr().err == "compiling total ...\n"
+    monkeypatch.setattr(jit, "ANNOUNCE_AFTER", 1000)
+    jit.njit(total.py_func)(X.astype(np.int64))
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,260 @@
+"""SIMD vectors and the register tile: every function, every tail, nothing out of bounds."""
+
+import math
+import operator
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from numbagrad import simd
+from numbagrad.jit import njit
+
+DTYPES = [np.float32, np.float64]
+CANARY = 0xB3  # a byte
+MARGIN = 256  # canaries on each side, in bytes: more than two vectors
+
+rng = np.random.default_rng(0)
+
+
+def lanes(dtype):
+    return simd.VECTOR_BYTES // np.dtype(dtype).itemsize
+
+
+def between_canaries(size, dtype):
+    """Return bytes that are canaries at both ends, and the array in the middle."""
+    middle = size * np.dtype(dtype).itemsize
+    whole = np.full(middle + 2 * MARGIN, CANARY, np.uint8)
+    return whole, whole[MARGIN : MARGIN + middle].view(dtype)
+
+
+def canaries_live(whole):
+    return (whole[:MARGIN] == CANARY).all() and (whole[-MARGIN:] == CANARY).all()
+
+
+# -------------------------------------------------- load, store, where they end
+
+
+@njit
+def copy_masked(x, out):
+    for i in range(0, x.size, simd.lanes(x)):
+        n = x.size - i
+        simd.store(out, i, simd.load(x, i, n), n)
+
+
+@njit
+def copy_whole(x, out):
+    for i in range(0, x.size, simd.lanes(x)):
+        simd.store(out, i, simd.load(x, i))
+
+
+@njit
+def load_tail(x, n, out):
+    simd.store(out, 0, simd.load(x, 0, n))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tails(dtype):
+    for size in range(2 * lanes(dtype) + 1):
+        x = rng.normal(size=size).astype(dtype)
+        whole, out = between_canaries(size, dtype)
+        copy_masked(x, out)
+        np.testing.assert_array_equal(out, x)
+        assert canaries_live(whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lanes_past_the_tail_are_zero(dtype):
+    width = lanes(dtype)
+    x, out = np.ones(width, dtype), np.empty(width, dtype)
+    for n in (-3, 0, 1, width - 1, width, width + 5):
+        load_tail(x, n, out)
+        np.testing.assert_array_equal(out, np.arange(width) < n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_vectors(dtype):
+    x = rng.normal(size=(2, lanes(dtype))).astype(dtype)
+    out = np.empty_like(x)
+    copy_whole(x, out)
+    np.testing.assert_array_equal(out, x)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.bool_])
+def test_integers_have_one_lane(dtype):
+    x = np.array([0, 1, 2, 3]).astype(dtype)
+    out = np.empty_like(x)
+    copy_masked(x, out)
+    np.testing.assert_array_equal(out, x)
+
+
+# ------------------------------------------------------- arithmetic, functions
+
+
+def two(function):
+    """Compile out = function(x, y) on vectors."""
+    function = njit(function)
+
+    @njit
+    def kernel(x, y, out):
+        for i in range(0, x.size, simd.lanes(x)):
+            n = x.size - i
+            simd.store(out, i, function(simd.load(x, i, n), simd.load(y, i, n)), n)
+
+    return kernel
+
+
+def one_and_two(a, b):
+    # Scalars take the vector's dtype: 0.5 brings no float64.
+    return 0.5 * a + b / 2 - (1 - a) * -b
+
+
+def in_place(a, b):
+    a += b
+    a *= 2
+    a -= 1
+    return a
+
+
+def chosen(a, b):
+    return simd.where((a < b) & ~(a == 0) | (b >= 2.0), a, 1.0)
+
+
+FUNCTIONS = [
+    (lambda a, b: a + b, np.add, 0),
+    (lambda a, b: a - b, np.subtract, 0),
+    (lambda a, b: a * b, np.multiply, 0),
+    (lambda a, b: a / b, np.divide, 0),
+    (lambda a, b: -a, lambda a, b: -a, 0),
+    (lambda a, b: abs(a), lambda a, b: abs(a), 0),
+    (one_and_two, one_and_two, 4),
+    (in_place, lambda a, b: (a + b) * 2 - 1, 0),
+    (lambda a, b: simd.fma(a, b, 1.0), lambda a, b: a * b + 1, 2),
+    (lambda a, b: simd.sqrt(abs(a)), lambda a, b: np.sqrt(abs(a)), 0),
+    (lambda a, b: simd.exp(a), lambda a, b: np.exp(a), 2),
+    (lambda a, b: simd.log(abs(a)), lambda a, b: np.log(abs(a)), 2),
+    (lambda a, b: simd.tanh(a), lambda a, b: np.tanh(a), 2),
+    (lambda a, b: simd.erf(a), lambda a, b: np.vectorize(math.erf, otypes=[a.dtype])(a), 2),
+    (lambda a, b: simd.power(abs(a), b), lambda a, b: np.power(abs(a), b), 2),
+    (chosen, lambda a, b: np.where(((a < b) & (a != 0)) | (b >= 2), a, 1), 0),
+    (lambda a, b: simd.maximum(a, b), np.maximum, 0),
+    (lambda a, b: simd.minimum(a, b), np.minimum, 0),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("function", "reference", "ulps"), FUNCTIONS)
+def test_function(function, reference, ulps, dtype):
+    size = 2 * lanes(dtype) + 3
+    x, y = (rng.normal(size=size).astype(dtype) for _ in range(2))
+    whole, out = between_canaries(size, dtype)
+    two(function)(x, y, out)
+    expected = reference(x, y)
+    assert expected.dtype == dtype
+    limit = ulps * np.finfo(dtype).eps
+    np.testing.assert_allclose(out, expected, rtol=limit, atol=limit)
+    assert canaries_live(whole)
+
+
+COMPARISONS = [operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne]
+SPECIAL = np.array([-np.inf, -1.0, -0.0, 0.0, 1.0, np.inf, np.nan])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", [*COMPARISONS, simd.maximum, simd.minimum])
+def test_special_values(function, dtype):
+    x, y = (side.ravel().astype(dtype) for side in np.meshgrid(SPECIAL, SPECIAL))
+    is_mask = function in COMPARISONS
+    whole, out = between_canaries(x.size, np.bool_ if is_mask else dtype)
+
+    @njit
+    def kernel(x, y, out):
+        for i in range(0, x.size, simd.lanes(x)):
+            n = x.size - i
+            simd.store(out, i, function(simd.load(x, i, n), simd.load(y, i, n)), n)
+
+    kernel(x, y, out)
+    reference = {simd.maximum: np.maximum, simd.minimum: np.minimum}.get(function, function)
+    np.testing.assert_array_equal(out, reference(x, y))  # NaN equals NaN here
+    assert canaries_live(whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_load_mask(dtype):
+    @njit
+    def kernel(condition, x, out):
+        for i in range(0, x.size, simd.lanes(x)):
+            n = x.size - i
+            mask = simd.load_mask(condition, i, n, x)
+            simd.store(out, i, simd.where(mask, simd.load(x, i, n), simd.splat(2, x)), n)
+
+    size = lanes(dtype) + 3
+    x, condition = rng.normal(size=size).astype(dtype), rng.random(size) < 0.5
+    whole, out = between_canaries(size, dtype)
+    kernel(condition, x, out)
+    np.testing.assert_array_equal(out, np.where(condition, x, 2))
+    assert canaries_live(whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reductions_over_lanes(dtype):
+    @njit
+    def kernel(x):
+        a = simd.load(x, 0)
+        return simd.reduce_sum(a), simd.reduce_max(a), simd.reduce_min(a)
+
+    x = rng.normal(size=lanes(dtype)).astype(dtype)
+    total, largest, smallest = kernel(x)
+    assert total == simd.reduce_sum(x)  # the same order: the same bits
+    assert (largest, smallest) == (x.max(), x.min())
+    x[1] = np.nan
+    assert np.isnan(kernel(x)).all()
+
+
+# -------------------------------------------------------------------- the tile
+
+ROWS, COLUMNS = simd.TILE_ROWS, simd.TILE_COLUMNS
+
+
+@njit
+def tiled(a, b, bias, start, out, m, n, k):
+    """out = start + bias + a b, one tile."""
+    acc = simd.tile(out, ROWS, COLUMNS)
+    acc = simd.tile_load(acc, start, 0, n, m, n)
+    acc = simd.tile_add(acc, bias, 0, n)
+    for p in range(k):
+        acc = simd.tile_fma(acc, a, p, k, m, b, p * n, n)
+    simd.tile_store(acc, out, 0, n, m, n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", range(1, ROWS + 1))
+def test_tile(rows, dtype):
+    for width in range(1, COLUMNS * lanes(dtype) + 1):
+        a, b = rng.normal(size=(rows, 3)).astype(dtype), rng.normal(size=(3, width)).astype(dtype)
+        bias = rng.normal(size=width).astype(dtype)
+        start = rng.normal(size=(rows, width)).astype(dtype)
+        whole, out = between_canaries(rows * width, dtype)
+        tiled(a, b, bias, start, out, rows, width, 3)
+        expected = (start + bias + a.astype(float) @ b).ravel()
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+        assert canaries_live(whole)
+
+
+# --------------------------------------------------------- other processors
+
+
+@pytest.mark.parametrize(("cpu", "width", "rows"), [("haswell", 32, 6), ("generic", 16, 4)])
+@pytest.mark.skipif(sys.platform == "darwin", reason="another kind of processor")
+def test_width_follows_the_processor(cpu, width, rows):
+    script = f"""
+import numpy as np, numbagrad as ng
+assert (ng.simd.VECTOR_BYTES, ng.simd.TILE_ROWS) == ({width}, {rows}), ng.simd.VECTOR_BYTES
+a, b = np.random.default_rng(0).normal(size=(2, 19, 19)).astype(np.float32)
+out = (ng.asarray(a) @ ng.asarray(b)).numpy()
+np.testing.assert_allclose(out, a.astype(float) @ b, rtol=1e-4, atol=1e-5)
+"""
+    environment = os.environ | {"NUMBA_CPU_NAME": cpu}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
