@@ -4,12 +4,37 @@ __version__ = "0.1.0"
 
 import importlib
 
-from . import errors, simd
+from . import data, errors, layers, models, ops, optim, random, simd, train, weights
 from .array import Array, Spec, asarray
-from .autodiff import backward, enable_grad, grad, no_grad, value_and_grad, vjp
+from .autodiff import enable_grad, grad, no_grad, value_and_grad, vjp
 from .dispatch import Op, apply, get_num_threads, set_num_threads
-from .ops import *  # noqa: F403
-from . import data, layers, models, optim, random, train, weights
+from .ops import *
+
+__all__ = [
+    "Array",
+    "Op",
+    "Spec",
+    "apply",
+    "asarray",
+    "data",
+    "enable_grad",
+    "errors",
+    "get_num_threads",
+    "grad",
+    "layers",
+    "models",
+    "no_grad",
+    "optim",
+    "random",
+    "set_num_threads",
+    "simd",
+    "testing",
+    "train",
+    "value_and_grad",
+    "vjp",
+    "weights",
+    *ops.__all__,
+]
 
 
 def __getattr__(name: str):

@@ -25,7 +25,7 @@ import numpy as np
 from . import device as devices
 from .array import Array, Spec, State, require_same_device, size_of
 from .errors import NO_ERROR
-from .jit import load_source
+from .jit import address_of, load_source
 
 # Sharding. All of it depends on shapes only, so that bits do not depend on the thread count.
 SHARD_NS = 20_000  # a shard takes at least this long, or threads cost more than they gain
@@ -421,15 +421,15 @@ class _Shards:
             split.scalars(whole, int(lo), int(hi)) if split.scalars else whole
             for lo, hi in pairwise(bounds)
         ]
-        # A parameter that differs from shard to shard becomes an array, one entry each.
+        # A parameter that a shard has otherwise than the whole becomes an array, one entry each.
         self.varies = tuple(
-            any(not _same(one[k], each[0][k]) for one in each) for k in range(len(whole))
+            any(not _same(one[k], whole[k]) for one in each) for k in range(len(whole))
         )
         self.scalars = [
-            np.array([one[k] for one in each]) if varies else each[0][k]
+            np.array([one[k] for one in each]) if varies else whole[k]
             for k, varies in enumerate(self.varies)
         ]
-        self.steps = np.array(
+        self.rows = np.array(
             [rows if isinstance(rows, int) else 0 for rows in (*split.inputs, *split.outputs)],
             np.int64,
         )
@@ -438,12 +438,13 @@ class _Shards:
             for rows, shape, spec in zip(split.outputs, views.outputs, call.outputs, strict=True)
         ]
         self.workspace = [((count, *shape), dtype) for shape, dtype in workspace]
-        modes = (
+        self.kernel, self.address = kernel, None
+        self.driver = shard_driver(
             "".join("s" if rows else "w" for rows in split.inputs),
             "".join("v" if varies else "c" for varies in self.varies),
             "".join("p" if isinstance(rows, str) else "s" for rows in split.outputs),
+            len(workspace),
         )
-        self.driver = shard_driver(kernel, modes, len(workspace))
 
     def run(self, inputs: list, outputs: list) -> None:
         outs = [
@@ -451,12 +452,22 @@ class _Shards:
             for out, partial in zip(outputs, self.partial, strict=True)
         ]
         scratch = [np.empty(shape, dtype) for shape, dtype in self.workspace]
-        self.driver(self.bounds, self.steps, *inputs, *self.scalars, *outs, *scratch)
+        if self.address is None:
+            self.address = address_of(self.kernel, self._one_shard(inputs, outs, scratch))
+        self.driver(self.address, self.bounds, self.rows, *inputs, *self.scalars, *outs, *scratch)
         for out, part, rows in zip(outputs, outs, self.split.outputs, strict=True):
             if rows == "sum":
                 _sum_partials(part.reshape(-1), self.count, size_of(out.shape), out.reshape(-1))
             elif rows == "min":
                 np.min(part, axis=0, out=out)
+
+    def _one_shard(self, inputs: list, outputs: list, scratch: list) -> list:
+        """Return arguments of the types that the kernel has in a shard."""
+        pairs = zip(self.scalars, self.varies, strict=True)
+        scalars = [value[0] if varies else value for value, varies in pairs]
+        pairs = zip(outputs, self.partial, strict=True)
+        outputs = [out if partial is None else out[0] for out, partial in pairs]
+        return [*inputs, *scalars, *outputs, *(array[0] for array in scratch)]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -468,52 +479,55 @@ def _sum_partials(parts: np.ndarray, count: int, size: int, out: np.ndarray) -> 
 
 
 @cache
-def shard_driver(kernel: Callable, modes: tuple[str, str, str], scratch: int) -> Callable:
-    """Emit and load the function that runs a kernel's shards in one parallel region.
+def shard_driver(inputs: str, scalars: str, outputs: str, scratch: int) -> Callable:
+    """Emit and load a function that runs a kernel's shards in one parallel region.
+
+    It is given the kernel's address, so one driver serves all kernels whose arguments are cut in
+    the same way, and compiles without compiling the kernel again.
 
     Parameters
     ----------
-    kernel
-        The sequential kernel.
-    modes
-        For inputs ``s`` (sliced) or ``w`` (whole), for parameters ``v`` (one for each shard) or
-        ``c`` (the same), for outputs ``s`` or ``p`` (partial, one for each shard).
+    inputs
+        For each input ``s`` (sliced) or ``w`` (whole).
+    scalars
+        For each parameter ``v`` (one value for each shard) or ``c`` (the same for all).
+    outputs
+        For each output ``s`` (sliced) or ``p`` (partial: one for each shard).
     scratch
-        How many workspace arrays the kernel wants.
+        How many workspace arrays the kernel wants, one of each for each shard.
     """
-    function = getattr(kernel, "py_func", kernel)
-    names = list(inspect.signature(function).parameters)
-    inputs, scalars, outputs = modes
-    kinds = inputs + scalars + outputs + "k" * scratch
-    arguments = []
-    row = 0
-    for position, (name, kind) in enumerate(zip(names, kinds, strict=True)):
-        is_scalar = len(inputs) <= position < len(inputs) + len(scalars)
+    names, arguments = [], []
+    arrays = 0
+    kinds = [("x", k) for k in inputs] + [("param", k) for k in scalars]
+    kinds += [("out", k) for k in outputs] + [("work", "p")] * scratch
+    for role, kind in kinds:
+        name = f"{role}{sum(given.startswith(role) for given in names)}"
+        names.append(name)
         if kind == "s":
-            arguments.append(f"{name}[shard_lo * shard_rows[{row}] : shard_hi * shard_rows[{row}]]")
-        elif kind in "vpk":
-            arguments.append(f"{name}[shard]")
+            arguments.append(f"{name}[lo * rows[{arrays}] : hi * rows[{arrays}]]")
         else:
-            arguments.append(name)
-        row += not is_scalar
-    text = f'''"""Spread `{function.__name__}` over threads; written by numbagrad.dispatch."""
+            arguments.append(f"{name}[shard]" if kind in "vp" else name)
+        arrays += role != "param"
+    listed = (",\n" + " " * 12).join(arguments)
+    text = f'''"""A kernel on its shards, spread over threads. Written by numbagrad.dispatch."""
 
 from numba import prange
 
-from numbagrad.jit import njit
+from numbagrad.jit import call_kernel, njit
 
 
 @njit(parallel=True)
-def {function.__name__}_sharded(shard_bounds, shard_rows, {", ".join(names)}):
-    """Shard number `shard` is the units shard_lo to shard_hi, of shard_rows rows each."""
-    for shard in prange(shard_bounds.size - 1):
-        shard_lo, shard_hi = shard_bounds[shard], shard_bounds[shard + 1]
-        {function.__name__}(
-            {("," + chr(10) + "            ").join(arguments)},
+def run_shards(kernel, bounds, rows, {", ".join(names)}):
+    """Shard number `shard` is the units lo to hi; a unit takes rows[k] rows of array k."""
+    for shard in prange(bounds.size - 1):
+        lo, hi = bounds[shard], bounds[shard + 1]
+        call_kernel(
+            kernel,
+            {listed},
         )
 '''
-    module = load_source(f"{function.__name__}_sharded", text, {function.__name__: kernel})
-    return getattr(module, f"{function.__name__}_sharded")
+    name = f"shards_{inputs}_{scalars}_{outputs}_{scratch}"
+    return load_source(name, text).run_shards
 
 
 # ----------------------------------------------------------------- threads

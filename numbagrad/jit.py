@@ -26,16 +26,19 @@ import tempfile
 import threading
 import types as pytypes
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import llvmlite
 import numba
 import numpy as np
-from numba.core import config, serialize
+from numba.core import config, serialize, types
+from numba.core.codegen import get_host_cpu_features
 from numba.core.compiler import CompileResult
 from numba.core.registry import CPUDispatcher
-from numba.core.typing.templates import Signature
+from numba.core.typing.templates import AbstractTemplate, Signature, infer_global
+from numba.core.typing.templates import signature as make_signature
+from numba.extending import lower_builtin
 
 ANNOUNCE_AFTER = 0.5  # seconds
 
@@ -124,13 +127,18 @@ def _pieces(value: object, seen: set[int]) -> Iterator[bytes]:
         for name, found in references(value):
             yield name.encode()
             yield from _pieces(found, seen)
-    elif isinstance(value, np.ndarray):
+    elif isinstance(value, tuple):
+        yield f"tuple:{len(value)}".encode()
+        for item in value:
+            yield from _pieces(item, seen)
+    elif isinstance(value, (np.ndarray, np.generic)):
+        yield f"{value.dtype}:{value.shape}".encode()
         yield value.tobytes()
-    elif isinstance(value, (int, float, complex, str, bytes, bool, type(None), tuple, np.generic)):
-        yield repr(value).encode()
-    else:
+    elif hasattr(value, "__name__"):
         # Types, builtins and modules: their versions are in the key, their names are enough.
-        yield f"{type(value).__qualname__}:{getattr(value, '__name__', '')}".encode()
+        yield f"{type(value).__qualname__}:{value.__name__}".encode()
+    else:
+        yield repr(value).encode()
 
 
 def _code_pieces(code: pytypes.CodeType) -> Iterator[bytes]:
@@ -282,10 +290,49 @@ def njit(function: Callable | None = None, *, parallel: bool = False) -> Callabl
     return kernel
 
 
+# ----------------------------------------------------- calls by an address
+
+
+def address_of(kernel: Callable, arguments: Sequence[object]) -> int | Callable:
+    """Return where a kernel's machine code for arguments of these types is: see `call_kernel`."""
+    if config.DISABLE_JIT:
+        return kernel
+    signature = tuple(numba.typeof(argument) for argument in arguments)
+    kernel.compile(signature)
+    result = kernel.overloads[signature]
+    return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+
+
+def call_kernel(address: int | Callable, *arguments: object) -> None:
+    """Call, inside compiled code, the kernel at an address with arguments of its types.
+
+    Numba builds every function that compiled code names into the caller, and optimises it there
+    again. A call by address does not, so the caller compiles quickly and serves many kernels.
+    """
+    address(*arguments)  # with the JIT off an address is the kernel itself
+
+
+@infer_global(call_kernel)
+class _CallKernelTyping(AbstractTemplate):
+    def generic(self, args, kws):
+        return make_signature(types.none, *args)
+
+
+@lower_builtin(call_kernel, types.Integer, types.VarArg(types.Any))
+def _lower_call_kernel(context, builder, signature, args):
+    types_, convention = signature.args[1:], context.call_conv
+    function = convention.get_function_type(types.none, types_)
+    pointer = builder.inttoptr(args[0], function.as_pointer())
+    status, _ = convention.call_function(builder, pointer, types.none, types_, args[1:])
+    with builder.if_then(status.is_error, likely=False):
+        convention.return_status_propagate(builder, status)
+    return context.get_dummy_value()
+
+
 # ---------------------------------------------------------- emitted source
 
 
-def load_source(name: str, text: str, namespace: dict[str, object]) -> pytypes.ModuleType:
+def load_source(name: str, text: str) -> pytypes.ModuleType:
     """Import emitted source text as a module, kept as a real file in the cache folder.
 
     Parameters
@@ -294,8 +341,6 @@ def load_source(name: str, text: str, namespace: dict[str, object]) -> pytypes.M
         What the code is, part of the file's name.
     text
         Python source.
-    namespace
-        Names that the text uses without importing them (kernels, above all).
     """
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = cache_dir() / f"{name}-{digest}.py"
@@ -303,7 +348,7 @@ def load_source(name: str, text: str, namespace: dict[str, object]) -> pytypes.M
         write_atomically(path, text.encode())
     spec = importlib.util.spec_from_file_location(f"numbagrad_emitted.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    vars(module).update(namespace)
+    sys.modules[spec.name] = module  # compiled functions in the cache name their module
     spec.loader.exec_module(module)
     return module
 
@@ -317,12 +362,11 @@ def cpu_features() -> frozenset[str]:
 
     These are Numba's *effective* features: ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` count.
     """
-    from numba.core.registry import cpu_target
-
-    _, name, flags = cpu_target.target_context.codegen().magic_tuple()
+    # Asking Numba's own target would do, but would load all of it: half a second at import.
+    flags = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
     enabled = {flag[1:] for flag in flags.split(",") if flag.startswith("+")}
     if config.CPU_NAME is not None and config.CPU_FEATURES is None:
-        enabled &= _features_of(name)
+        enabled &= _features_of(config.CPU_NAME)
     return frozenset(enabled)
 
 

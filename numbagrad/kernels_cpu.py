@@ -296,7 +296,7 @@ BLOCK = 256
 @njit
 def sum_forward(x, reduce, inner, out):
     """out[o, i] = sum_r x[o, r, i]."""
-    for o in range(out.size // inner):
+    for o in range(out.size // max(inner, 1)):
         if inner == 1:
             out[o] = _sum_contiguous(x, o * reduce, reduce)
         else:
@@ -332,7 +332,7 @@ def _sum_rows(x, start, count, inner, out, at):
 @njit
 def max_forward(x, reduce, inner, out, index):
     """out[o, i] = max_r x[o, r, i] and the first r that attains it; the first NaN wins."""
-    for o in range(out.size // inner):
+    for o in range(out.size // max(inner, 1)):
         for i in range(inner):
             out[o * inner + i] = x[o * reduce * inner + i]
             index[o * inner + i] = 0
@@ -348,7 +348,7 @@ def max_forward(x, reduce, inner, out, index):
 @njit
 def min_forward(x, reduce, inner, out, index):
     """out[o, i] = min_r x[o, r, i] and the first r that attains it; the first NaN wins."""
-    for o in range(out.size // inner):
+    for o in range(out.size // max(inner, 1)):
         for i in range(inner):
             out[o * inner + i] = x[o * reduce * inner + i]
             index[o * inner + i] = 0
@@ -364,7 +364,7 @@ def min_forward(x, reduce, inner, out, index):
 @njit
 def pick_forward(x, index, reduce, inner, out):
     """out[o, i] = x[o, index[o, i], i]: what a maximum found."""
-    for o in range(out.size // inner):
+    for o in range(out.size // max(inner, 1)):
         for i in range(inner):
             r = index[o * inner + i]
             out[o * inner + i] = x[(o * reduce + r) * inner + i]
@@ -396,8 +396,11 @@ def _transpose_into(x, at, rows, columns, out, to):
 
 @njit
 def _product(a, at_a, row_a, step_a, b, at_b, step_b, out, at, m, n, k):
-    """out[i, j] = sum_p a[i, p] b[p, j] by register tiles; a's strides are free, b's rows lie
-    together. One column strip of b after another, so that it stays in cache."""
+    """out[i, j] = sum_p a[i, p] b[p, j] by register tiles.
+
+    The strides of a are free, a row of b lies together. One column strip of b after another, so
+    that it stays in cache.
+    """
     width = COLUMNS * simd.lanes(out)
     for j in range(0, n, width):
         for i in range(0, m, ROWS):
@@ -1018,12 +1021,14 @@ def random_normal(seed, call, first, out):
     one, two, tau = out.dtype.type(1), out.dtype.type(2), out.dtype.type(2 * np.pi)
     for block in range(first // each, (first + out.size + each - 1) // each):
         words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
-        for k in range(each):
+        for k in range(0, each, 2):
+            radius = np.sqrt(-two * np.log(one - _uniform(words, k, out)))
+            angle = tau * _uniform(words, k + 1, out)
             i = block * each + k - first
             if 0 <= i < out.size:
-                radius = np.sqrt(-two * np.log(one - _uniform(words, k - k % 2, out)))
-                angle = tau * _uniform(words, k - k % 2 + 1, out)
-                out[i] = radius * (np.cos(angle) if k % 2 == 0 else np.sin(angle))
+                out[i] = radius * np.cos(angle)
+            if 0 <= i + 1 < out.size:
+                out[i + 1] = radius * np.sin(angle)
 
 
 @njit

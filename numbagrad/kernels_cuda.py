@@ -1305,14 +1305,14 @@ def _random_normal(seed, call, first, out):
     each = 4 * WORDS // out.itemsize
     block = first // each + cuda.grid(1)
     words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
-    for k in range(each):
+    for k in range(0, each, 2):
+        radius = sqrt(out.dtype.type(-2) * log(out.dtype.type(1) - _uniform(words, k, out)))
+        turns = _uniform(words, k + 1, out)
         i = block * each + k - first
         if 0 <= i < out.size:
-            rest = out.dtype.type(1) - _uniform(words, k - k % 2, out)
-            radius = sqrt(out.dtype.type(-2) * log(rest))
-            turns = _uniform(words, k - k % 2 + 1, out)
-            quarter = out.dtype.type(0.25 if k % 2 else 0)  # sin(a) = cos(a - pi / 2)
-            out[i] = radius * _cosine_of_turns(turns - quarter, out)
+            out[i] = radius * _cosine_of_turns(turns, out)
+        if 0 <= i + 1 < out.size:  # sin(a) = cos(a - pi / 2)
+            out[i + 1] = radius * _cosine_of_turns(turns - out.dtype.type(0.25), out)
 
 
 def random_normal(seed, call, first, out, stream):
@@ -1383,9 +1383,7 @@ def _softmax_forward(x, reduce, inner, out):
 
 def softmax_forward(x, reduce, inner, out, stream):
     """Start a thread per (o, i)."""
-    _launch_flat(
-        _softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out
-    )
+    _launch_flat(_softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out)
 
 
 @cuda.jit
@@ -1403,9 +1401,7 @@ def _log_softmax_forward(x, reduce, inner, out):
 
 def log_softmax_forward(x, reduce, inner, out, stream):
     """Start a thread per (o, i)."""
-    _launch_flat(
-        _log_softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out
-    )
+    _launch_flat(_log_softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out)
 
 
 # ==================================================================== losses
@@ -1453,9 +1449,7 @@ def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error, str
     """Start one block to check the labels, then a thread per row."""
     classes = logits.shape[1]
     launch(_check_range, 1, BLOCK, stream, labels, classes, first, error)
-    _launch_flat(
-        _softmax_cross_entropy_forward, labels.size, stream, logits, labels, loss, probs
-    )
+    _launch_flat(_softmax_cross_entropy_forward, labels.size, stream, logits, labels, loss, probs)
 
 
 @cuda.jit
@@ -1648,4 +1642,6 @@ def _embedding_backward(grad_out, indices, first, grad_weight):
 
 def embedding_backward(grad_out, indices, first, grad_weight, start, order, stream):
     """Start a thread per element; a GPU needs no sorting, so start and order are empty."""
-    _launch_flat(_embedding_backward, grad_weight.size, stream, grad_out, indices, first, grad_weight)
+    _launch_flat(
+        _embedding_backward, grad_weight.size, stream, grad_out, indices, first, grad_weight
+    )

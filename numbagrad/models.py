@@ -50,14 +50,14 @@ def lenet(in_channels: int = 1, classes: int = 10, image_size: int = 28) -> Sequ
     """Build LeNet-5, with ReLU and max pooling in place of the original's tanh and averages.
 
     LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to Document Recognition"
-    (1998). The first convolution keeps the size of the image (for 28x28 this is the original's
-    padding to 32x32). The second one takes 4 off it; an image of less than 12x12 has too little
-    left by then, and there it keeps the size too.
+    (1998). The first convolution keeps the size of the image: for 28x28 this is the original's
+    padding to 32x32. An image of less than 16x16 has no detail to spare: there the first pooling
+    is left out and the second convolution keeps the size too.
 
     Parameters
     ----------
     in_channels, image_size
-        The images are (image_size, image_size, in_channels), 4x4 or more.
+        The images are (image_size, image_size, in_channels).
     classes
         Numbers in the output.
 
@@ -68,12 +68,14 @@ def lenet(in_channels: int = 1, classes: int = 10, image_size: int = 28) -> Sequ
     >>> lenet(image_size=8).output_spec((5, 8, 8, 1)).shape
     (5, 10)
     """
-    padding = 0 if image_size >= 12 else 2
-    side = (image_size // 2 - 4 + 2 * padding) // 2
+    if image_size >= 16:
+        between, padding, side = [MaxPool2d(2)], 0, (image_size // 2 - 4) // 2
+    else:
+        between, padding, side = [], 2, image_size // 2
     return Sequential(
         Conv2d(in_channels, 6, 5, padding=2),
         ReLU(),
-        MaxPool2d(2),
+        *between,
         Conv2d(6, 16, 5, padding=padding),
         ReLU(),
         MaxPool2d(2),

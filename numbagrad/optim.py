@@ -7,6 +7,7 @@ traced step holds no number that would be frozen in it: ``opt.lr = 0.01`` betwee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -258,10 +259,25 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay)
 
 
+def cosine(progress: float) -> float:
+    """Return half a cosine: 1 at the start (``progress`` 0), 0 at the end (1).
+
+    A schedule, for ``numbagrad.train.fit``: large steps first, then ever smaller ones to settle.
+    Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017), without
+    the restarts.
+
+    Examples
+    --------
+    >>> cosine(0.0), round(cosine(0.5), 2), cosine(1.0)
+    (1.0, 0.5, 0.0)
+    """
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def _at_least_zero(optimizer: Optimizer, name: str, value: float) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError(f"{type(optimizer).__name__}: {name} must be at least 0, got {value!r}")
     return float(value)
 
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "cosine"]

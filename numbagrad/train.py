@@ -118,6 +118,7 @@ def fit(
     batch_size: int = 128,
     optimizer: str | Optimizer = "adam",
     lr: float | None = None,
+    schedule: Callable[[float], float] | None = None,
     loss: Loss = ops.softmax_cross_entropy,
     seed: int = 0,
     device: str = "cpu",
@@ -141,6 +142,9 @@ def fit(
         ``"adam"``, ``"sgd"`` (with momentum 0.9), or an optimiser made for this model.
     lr
         The learning rate; by default 0.001 for Adam and 0.05 for SGD.
+    schedule
+        What to multiply the learning rate by, as a function of how much of the training is done
+        (0 to 1), such as ``numbagrad.optim.cosine``. By default it stays.
     loss
         ``loss(outputs, labels)``, a scalar.
     seed
@@ -186,28 +190,20 @@ def fit(
     if test is not None:
         _check(model, data.DataLoader(test, batch_size))
     random.seed(seed)
+    run = _Run(model, loader, loss, optimizer, schedule, epochs, progress)
     history = History()
-    display = _display(progress, epochs, len(loader))
     try:
         for number in range(1, epochs + 1):
-            meter = _train_epoch(model, loader, loss, optimizer, number, display)
-            test_loss, test_accuracy = math.nan, math.nan
+            meter = run.epoch(number)
+            tested = (math.nan, math.nan)
             if test is not None:
-                test_loss, test_accuracy = evaluate(model, test, batch_size, loss=loss)
+                tested = evaluate(model, test, batch_size, loss=loss)
             speed = meter.images / meter.seconds
-            epoch = Epoch(
-                number,
-                meter.loss,
-                meter.accuracy,
-                test_loss,
-                test_accuracy,
-                meter.seconds,
-                speed,
-            )
+            epoch = Epoch(number, meter.loss, meter.accuracy, *tested, meter.seconds, speed)
             history.epochs.append(epoch)
-            display.epoch(f"epoch {number:>{len(str(epochs))}}/{epochs}  {epoch}")
+            run.display.epoch(f"epoch {number:>{len(str(epochs))}}/{epochs}  {epoch}")
     finally:
-        display.close()
+        run.display.close()
         model.eval()
     return history
 
@@ -238,29 +234,45 @@ def train_step(
     return value, outputs
 
 
-def _train_epoch(
-    model: Module,
-    loader: data.DataLoader,
-    loss: Loss,
-    optimizer: Optimizer,
-    number: int,
-    display: _Silent,
-) -> _Meter:
-    model.train()
-    meter = _Meter(f"in epoch {number}", optimizer)
-    started = looked = time.perf_counter()
-    for step, (images, labels) in enumerate(loader, 1):
-        if number == step == 1:
-            _check_outputs(model, images, loader.labels)
-        meter.add(*train_step(model, loss, optimizer, images, labels), labels)
-        now = time.perf_counter()
-        if now - looked > REFRESH:
-            meter.read()
-            display.step(number, step, meter.loss)
-            looked = now
-    meter.read()
-    meter.seconds = time.perf_counter() - started
-    return meter
+class _Run:
+    """One call of `fit`: what its epochs share."""
+
+    def __init__(
+        self,
+        model: Module,
+        loader: data.DataLoader,
+        loss: Loss,
+        optimizer: Optimizer,
+        schedule: Callable[[float], float] | None,
+        epochs: int,
+        progress: bool,
+    ):
+        self.model, self.loader, self.loss, self.optimizer = model, loader, loss, optimizer
+        self.schedule, self.lr = schedule, optimizer.lr
+        self.total = epochs * len(loader)
+        self.display = _display(progress, epochs, len(loader))
+
+    def epoch(self, number: int) -> _Meter:
+        """Train for one epoch."""
+        self.model.train()
+        meter = _Meter(f"in epoch {number}", self.optimizer)
+        started = looked = time.perf_counter()
+        for step, (images, labels) in enumerate(self.loader, 1):
+            if number == step == 1:
+                _check_outputs(self.model, images, self.loader.labels)
+            if self.schedule is not None:
+                done = (number - 1) * len(self.loader) + step - 1
+                self.optimizer.lr = self.lr * self.schedule(done / self.total)
+            value, outputs = train_step(self.model, self.loss, self.optimizer, images, labels)
+            meter.add(value, outputs, labels)
+            now = time.perf_counter()
+            if now - looked > REFRESH:
+                meter.read()
+                self.display.step(number, step, meter.loss)
+                looked = now
+        meter.read()
+        meter.seconds = time.perf_counter() - started
+        return meter
 
 
 def _check(model: Module, loader: data.DataLoader) -> None:

@@ -1,6 +1,5 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -73,13 +72,3 @@ def test_pictures(tmp_path):
     cli._draw(tmp_path, ng.train.History(epochs), test, classes)
     for name in ("learning_curve.png", "predictions.png"):
         assert (tmp_path / name).stat().st_size > 10_000
-
-
-def test_shifted_moves_by_one_pixel_at_most():
-    images = np.zeros((20, 8, 8, 1), np.float32)
-    images[:, 4, 4] = 1
-    moved = cli._shifted(images, np.random.default_rng(0))
-    assert moved.shape == images.shape
-    assert {(int(r), int(c)) for _, r, c, _ in np.argwhere(moved)} <= {
-        (r, c) for r in (3, 4, 5) for c in (3, 4, 5)
-    }

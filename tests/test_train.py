@@ -68,6 +68,20 @@ def test_optimisers_by_name_and_by_object():
         quick(model, optimizer=ng.optim.SGD(model.parameters(), lr=0.1))
 
 
+def test_a_schedule_moves_the_learning_rate():
+    model = small_model()
+    optimizer = ng.optim.SGD(model.parameters(), lr=0.5)
+    seen = []
+
+    def schedule(progress):
+        seen.append(progress)
+        return 1 - progress
+
+    quick(model, optimizer=optimizer, lr=None, epochs=2, schedule=schedule)
+    assert seen == pytest.approx([step / 6 for step in range(6)])
+    assert optimizer.lr == pytest.approx(0.5 / 6)
+
+
 def test_without_test_set_and_with_a_transform():
     seen = []
 

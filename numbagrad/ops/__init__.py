@@ -1,18 +1,39 @@
 """The op table by family: each op's shape rule, gradient, split and documented function."""
 
+import importlib
+
 from . import operators
-from .convolution import *  # noqa: F403
-from .custom import *  # noqa: F403
-from .elementwise import *  # noqa: F403
-from .embedding import *  # noqa: F403
-from .indexing import *  # noqa: F403
-from .linalg import *  # noqa: F403
-from .losses import *  # noqa: F403
-from .normalization import *  # noqa: F403
-from .optimisation import *  # noqa: F403
-from .pooling import *  # noqa: F403
-from .reduction import *  # noqa: F403
-from .sampling import *  # noqa: F403
-from .shaping import *  # noqa: F403
+from .convolution import *
+from .custom import *
+from .elementwise import *
+from .embedding import *
+from .indexing import *
+from .linalg import *
+from .losses import *
+from .normalization import *
+from .optimisation import *
+from .pooling import *
+from .reduction import *
+from .sampling import *
+from .shaping import *
+
+_FAMILIES = (
+    "convolution",
+    "custom",
+    "elementwise",
+    "embedding",
+    "indexing",
+    "linalg",
+    "losses",
+    "normalization",
+    "optimisation",
+    "pooling",
+    "reduction",
+    "sampling",
+    "shaping",
+)
+__all__ = [
+    name for family in _FAMILIES for name in importlib.import_module(f"{__name__}.{family}").__all__
+]
 
 operators.bind()

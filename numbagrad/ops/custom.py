@@ -12,7 +12,7 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from ..array import Array, Spec
-from ..dispatch import Call, Op, Split, Views, apply, register, shard_driver
+from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import nearest
 from ..jit import njit, references
 
@@ -142,7 +142,6 @@ class CustomOp:
             if isinstance(dispatcher, Dispatcher) and not _is_settled(dispatcher):
                 dispatcher._compiler._failed_cache.clear()  # Numba remembers errors, too
                 dispatcher.recompile()
-        shard_driver.cache_clear()
         self.op._plans.clear()
         self._watched = watched
 

@@ -6,8 +6,7 @@ import sys
 
 from .. import autodiff
 from .. import device as devices
-from ..array import Array, asarray, from_host
-from ..dispatch import state
+from ..array import Array, from_host
 from . import elementwise, indexing, linalg, reduction, shaping
 
 
@@ -110,7 +109,3 @@ def _transposed(x: Array) -> Array:
 
 def _namespace():
     return sys.modules["numbagrad"]
-
-
-
-__all__ = ["asarray", "bind", "state"]

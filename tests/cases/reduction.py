@@ -40,6 +40,8 @@ SUMS = [
     reducing("sum", 0, False, normal(0, 3)),
     reducing("sum", 1, False, normal(2, 0)),
     reducing("sum", 1, False, normal(0, 3)),
+    reducing("sum", 0, False, normal(3, 0)),
+    reducing("sum", 1, False, normal(2, 0, 0)),
     reducing("sum", 0, False, normal(35)),
     reducing("sum", 0, False, normal(3, 17)),
     reducing("sum", 0, False, INTEGERS),
@@ -61,6 +63,8 @@ EXTREMA = [
     reducing("max", 1, False, INTEGERS),
     reducing("argmax", 0, False, INTEGERS),
     reducing("max", 1, False, normal(0, 3)),
+    reducing("max", 0, False, normal(3, 0)),
+    reducing("max", None, False, normal()),
 ]
 
 INDEX = np.array([[1, 0, 2, 2, 0], [0, 1, 1, 2, 0]])
