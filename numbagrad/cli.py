@@ -155,14 +155,14 @@ def demo(
         network,
         train_set,
         test_set,
-        epochs=25,
+        epochs=20,
         batch_size=32,
         lr=3e-3,
         schedule=optim.cosine,
         seed=seed,
     )
     _save(out, network, history, {"model": "lenet", "data": "digits", "seed": str(seed)})
-    _draw(out, history, test_set, predict(network, test_set.images))
+    _draw(out, history, test_set, predict(network, test_set.images, 32))
     print(f"drawn {out / 'learning_curve.png'} and {out / 'predictions.png'}")
     print(f"all in {time.perf_counter() - started:.1f} s")
     print(f"test accuracy {percent(history.test_accuracy)}")

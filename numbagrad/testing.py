@@ -192,8 +192,8 @@ def check_op(
     * so does a trace of the function, replayed (on the CPU);
     * gradients and their gradients agree with finite differences (float64), with float64's
       (float32), or with the CPU's (on CUDA), and each is the same when asked for alone;
-    * on the CPU, every kernel that ran is run again cut in shards, along each axis that its op
-      declares, on outputs and workspace full of garbage: same bits, and to tolerance for sums.
+    * on the CPU, every kernel that ran is run again, whole and in shards along each axis that its
+      op declares, on outputs and workspace full of garbage: same bits, and to tolerance for sums.
 
     Parameters
     ----------
@@ -331,18 +331,21 @@ def _witness(reached: set[str], closeness: tuple[float, float]) -> Callable:
 
     def run(op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targets):
         reached.add(op.name)
-        if inputs and inputs[0].device != "cpu":
+        plan = plan_for(op, inputs, params)
+        if plan.kernel is None or plan.call.device != "cpu":
             return run_eagerly(op, inputs, params, targets)
         before = [x._data.copy() for x in inputs]  # targets may be inputs too
         outputs = run_eagerly(op, inputs, params, targets)
-        plan = plan_for(op, inputs, params)
+        if targets is None:
+            for k, (x, copy) in enumerate(zip(inputs, before, strict=True)):
+                _require_same_bits(f"{op.name}: input {k}", x._data, copy, "what it was before")
         expected = [x._data for x in outputs]
         if op.check is not None and targets is None:
             expected.append(np.array([NO_ERROR]))  # or it would have raised
-        if plan.kernel is not None and op.split is not None:
-            for split in op.split(plan.call):
-                for bounds in _ways_to_cut(split.size):
-                    _check_shards(op, plan, split, bounds, before, expected, closeness)
+        uncut = Split(1, (0,) * len(inputs), (0,) * len(plan.call.outputs))
+        for split in (uncut, *(op.split(plan.call) if op.split else ())):
+            for bounds in _ways_to_cut(split.size):
+                _check_shards(op, plan, split, bounds, before, expected, closeness)
         return outputs
 
     return run
@@ -373,7 +376,7 @@ def _check_shards(op, plan: Plan, split: Split, bounds, inputs, wholes, closenes
             *[x[lo * rows : hi * rows] if rows else x for x, rows in zip(ins, split.inputs)],
             *scalars,
             *[
-                out[shard] if isinstance(rows, str) else out[lo * rows : hi * rows]
+                out[shard] if isinstance(rows, str) else out[lo * rows : hi * rows] if rows else out
                 for out, rows in zip(outs, split.outputs)
             ],
             *[_garbage(shape, dtype) for shape, dtype in plan.workspace],

@@ -77,8 +77,13 @@ def test_text_of_a_driver():
     driver = plan_of("exp", zeros(BIG)).shards.driver
     text = inspect.getsource(driver.py_func)
     assert "for shard in prange(bounds.size - 1):" in text
-    assert "x[lo * steps[0] : hi * steps[0]]" in text
-    assert "out[lo * steps[1] : hi * steps[1]]" in text
+    assert "x0[lo * rows[0] : hi * rows[0]]" in text
+    assert "out0[lo * rows[1] : hi * rows[1]]" in text
+
+
+def test_kernels_cut_alike_share_a_driver():
+    x = zeros(BIG)
+    assert plan_of("exp", x).shards.driver is plan_of("tanh", x).shards.driver
 
 
 def test_driver_with_everything():
@@ -116,7 +121,7 @@ def test_driver_with_everything():
     np.testing.assert_array_equal(out.numpy(), 10 + 2 * np.arange(BIG) + firsts)
     assert total.tolist() == [BIG * (BIG - 1) / 2]
     text = inspect.getsource(plan.shards.driver.py_func)
-    for argument in ("table,", "first[shard]", "factor,", "total[shard]", "scratch[shard]"):
+    for argument in ("x1,", "param0[shard]", "param1,", "out1[shard]", "work0[shard]"):
         assert argument in text
 
 
