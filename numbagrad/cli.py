@@ -25,7 +25,7 @@ from .train import History, fit, percent, predict
 
 OURS = (DataError, DeviceError, DTypeError, GraphError, ShapeError, TraceError)
 DATA = ("digits", "fashion-mnist", "mnist")
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = {"adam": 0.003, "sgd": 0.05}  # with the learning rate to start from
 
 app = typer.Typer(
     help="Arrays, gradients and small networks; every operation is a Numba kernel you can read.",
@@ -82,17 +82,17 @@ def train(
     dataset: Annotated[
         str, typer.Option("--data", callback=_one_of(DATA), help="|".join(DATA))
     ] = "digits",
-    epochs: Annotated[int, typer.Option(min=1, help="Times through the training images.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Times through the training images.")] = 20,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in each step.")] = 32,
     lr: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Learning rate at the start, 0.001 for adam and 0.05 for sgd; it falls to 0.",
+            help="Learning rate at the start, 0.003 for adam and 0.05 for sgd; it falls to 0.",
         ),
     ] = None,
     optimizer: Annotated[
-        str, typer.Option(callback=_one_of(OPTIMIZERS), help="|".join(OPTIMIZERS))
+        str, typer.Option(callback=_one_of(tuple(OPTIMIZERS)), help="|".join(OPTIMIZERS))
     ] = "adam",
     seed: Annotated[int, typer.Option(min=0, help="Fixes all that is random.")] = 0,
     device: Annotated[
@@ -119,7 +119,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         optimizer=optimizer,
-        lr=lr,
+        lr=OPTIMIZERS[optimizer] if lr is None else lr,
         schedule=optim.cosine,
         seed=seed,
         device=device,
@@ -151,21 +151,41 @@ def demo(
     train_set, test_set = data.digits()
     random.seed(seed)
     network = models.lenet(image_size=8)
+    rng = np.random.default_rng(seed)
     history = fit(
         network,
         train_set,
         test_set,
-        epochs=20,
+        epochs=25,
         batch_size=32,
-        lr=3e-3,
+        lr=4e-3,
         schedule=optim.cosine,
         seed=seed,
+        transform=lambda images: _augmented(images, rng),
     )
     _save(out, network, history, {"model": "lenet", "data": "digits", "seed": str(seed)})
     _draw(out, history, test_set, predict(network, test_set.images, 32))
     print(f"drawn {out / 'learning_curve.png'} and {out / 'predictions.png'}")
     print(f"all in {time.perf_counter() - started:.1f} s")
     print(f"test accuracy {percent(history.test_accuracy)}")
+
+
+def _augmented(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Slant each digit a little, as another hand would have, and add noise.
+
+    Rows move sideways by up to 0.7 pixels, in proportion to their distance from the middle; then
+    columns move up or down likewise. Between pixels the values are interpolated.
+    """
+    _, height, width, _ = images.shape
+    slopes = rng.uniform(-0.2, 0.2, (2, len(images), 1, 1, 1)).astype(np.float32)
+    for slope, size in zip(slopes, (height, width), strict=True):
+        from_middle = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+        shift = slope * from_middle[:, None, None]
+        padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (0, 0)))
+        left, right = padded[:, :, :-2], padded[:, :, 2:]
+        moved = np.maximum(shift, 0) * right + np.maximum(-shift, 0) * left
+        images = ((1 - np.abs(shift)) * images + moved).swapaxes(1, 2)
+    return images + 0.15 * rng.standard_normal(images.shape, dtype=np.float32)
 
 
 def _draw(folder: Path, history: History, dataset: data.Dataset, classes: np.ndarray) -> None:

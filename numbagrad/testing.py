@@ -7,7 +7,7 @@ example written down, for test files that several devices share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,11 +233,11 @@ def check_op(
         dtypes = dtypes[:1]  # nothing to cast: one dtype is all there is
     with np.errstate(all="ignore"):
         for dtype in dtypes:
-            hosts = [_cast(x, dtype) for x in inputs]
+            hosts = cast_inputs(inputs, dtype)
             arrays = [asarray(x, device=device) for x in hosts]
             closeness = _closeness(dtype, rtol, atol)
             with interpreter(_witness(reached, closeness)):
-                results = _on_host(_evaluate(f, arrays, grad))
+                results = _on_host(value_and_gradients(f, arrays, grad))
             _check_value(hosts, results["the value"], reference, dtype, closeness)
             _check_repeatable(f, arrays, hosts, grad, results)
             if device == "cpu":
@@ -263,7 +263,15 @@ def check_case(case: Case, device: str = "cpu") -> None:
         raise AssertionError(f"{case.name} does not reach {', '.join(sorted(missed))}")
 
 
-def _evaluate(f: Callable[..., Array], arrays: list[Array], grad: bool) -> dict[str, Array]:
+def cast_inputs(inputs: Iterable[Any], dtype: str) -> list[np.ndarray]:
+    """Return inputs as NumPy arrays, the float64 ones cast to `dtype`."""
+    hosts = [np.asarray(x) for x in inputs]
+    return [x.astype(dtype) if x.dtype == np.float64 else x for x in hosts]
+
+
+def value_and_gradients(
+    f: Callable[..., Array], arrays: Sequence[Array], grad: bool = True
+) -> dict[str, Array]:
     """Return the value and, on request, gradients of order 1 and 2 along fixed directions."""
     if not grad or not _float_positions(arrays):
         return {"the value": f(*arrays)}
@@ -295,21 +303,21 @@ def _check_value(hosts, value, reference, dtype, closeness) -> None:
 
 
 def _check_repeatable(f, arrays, hosts, grad, results) -> None:
-    for name, again in _on_host(_evaluate(f, arrays, grad)).items():
+    for name, again in _on_host(value_and_gradients(f, arrays, grad)).items():
         _require_same_bits(name, again, results[name], "the first run's")
     for k, (x, host) in enumerate(zip(arrays, hosts, strict=True)):
         _require_same_bits(f"input {k}", x.numpy(), host, "what it was before")
 
 
 def _check_staged(f, arrays, grad, results) -> None:
-    traced = trace(lambda *inputs: _evaluate(f, list(inputs), grad), *arrays)
+    traced = trace(lambda *inputs: value_and_gradients(f, inputs, grad), *arrays)
     for name, replayed in _on_host(traced(*arrays)).items():
         _require_same_bits(f"{name}, traced and replayed,", replayed, results[name], "eager's")
 
 
 def _check_peer(peer: str, f, hosts, results, closeness) -> None:
     """Compare gradients with those of another dtype or device."""
-    expected = _on_host(_evaluate(f, [asarray(x) for x in hosts], True))
+    expected = _on_host(value_and_gradients(f, [asarray(x) for x in hosts], True))
     for name, result in results.items():
         _require_close(name, result, expected[name], peer, closeness)
 
@@ -397,11 +405,6 @@ def _garbage(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 # -------------------------------------------------------------- comparisons
-
-
-def _cast(x: Any, dtype: str) -> np.ndarray:
-    host = np.asarray(x)
-    return host.astype(dtype) if host.dtype == np.float64 else host
 
 
 def _widened(x: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -72,3 +73,15 @@ def test_pictures(tmp_path):
     cli._draw(tmp_path, ng.train.History(epochs), test, classes)
     for name in ("learning_curve.png", "predictions.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_augmented_slants_and_adds_noise():
+    images = np.zeros((500, 8, 8, 1), np.float32)
+    images[:, 1, 4] = 1
+    augmented = cli._augmented(images, np.random.default_rng(0))
+    assert augmented.shape == images.shape
+    assert augmented.dtype == np.float32
+    mean = augmented.mean(0)[..., 0]  # the noise averages out, and the pixel has not gone far
+    assert mean[0:3, 3:6].sum() == pytest.approx(1, abs=0.1)
+    assert 0.3 < mean[1, 4] < 0.9
+    np.testing.assert_allclose(mean[4:], 0, atol=0.05)

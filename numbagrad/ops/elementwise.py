@@ -310,12 +310,31 @@ def divide(x: Any, y: Any) -> Array:
 def pow(x: Any, y: Any) -> Array:
     """Return ``x`` to the power ``y``, broadcast.
 
-    Floats only, but for squares: integer powers overflow soon.
+    Integers are raised to whole, non-negative Python numbers only; make them floats for others.
+
+    Examples
+    --------
+    >>> pow(asarray([2.0, 3.0]), 0.5)
+    Array([1.4142135, 1.7320508], dtype=float32)
+    >>> pow(asarray([2, 3]), 3)
+    Array([ 8, 27], dtype=int64)
     """
-    if y is not None and isinstance(y, (int, float)) and y == 2 and isinstance(x, Array):
-        return multiply(x, x)  # exact, and the commonest power
-    x, y = promote("pow", x, y)
-    return apply(_POW, x, y)
+    if isinstance(x, Array) and isinstance(y, (int, float)):
+        if y == 2:
+            return multiply(x, x)  # exact, and the commonest power
+        if x.dtype.kind in "iu" and isinstance(y, int) and y >= 0:
+            return _power_of_integers(x, y)
+    return apply(_POW, *promote("pow", x, y))
+
+
+def _power_of_integers(x: Array, exponent: int) -> Array:
+    """Raise to a whole power by squaring: x^5 = x (x^2)^2."""
+    result = add(multiply(x, 0), 1)
+    while exponent:
+        if exponent & 1:
+            result = multiply(result, x)
+        x, exponent = multiply(x, x), exponent >> 1
+    return result
 
 
 def maximum(x: Any, y: Any) -> Array:

@@ -23,7 +23,9 @@ def oihw(weight):
 def compare(ours, theirs, inputs, leaves, to_theirs, to_ours, dtype):
     """Hold our value and gradients against PyTorch's, with the same gradient fed back."""
     arrays = [ng.asarray(x.astype(dtype), requires_grad=True) for x in inputs]
-    tensors = [turn(x.astype(dtype)).requires_grad_() for turn, x in zip(to_theirs, inputs)]
+    tensors = [
+        turn(x.astype(dtype)).requires_grad_() for turn, x in zip(to_theirs, inputs, strict=True)
+    ]
     out, expected = ours(*arrays), theirs(*tensors)
     tolerance = TOLERANCE[dtype]
     np.testing.assert_allclose(
@@ -31,7 +33,7 @@ def compare(ours, theirs, inputs, leaves, to_theirs, to_ours, dtype):
     )
     grad = np.random.default_rng(7).normal(size=out.shape).astype(dtype)
     out.backward(ng.asarray(grad))
-    turned = torch.from_numpy(np.ascontiguousarray(leaves(grad)))
+    turned = torch.from_numpy(np.array(leaves(grad), order="C"))
     expected.backward(turned)
     for array, tensor, turn in zip(arrays, tensors, to_theirs, strict=True):
         wanted = tensor.grad.numpy()

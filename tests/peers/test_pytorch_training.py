@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import networks
 import numpy as np
+import peer_networks
 import pytest
 import torch
 from torch import nn
@@ -64,24 +64,24 @@ def their_losses(model, images, labels, steps, optimizer="sgd"):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_lenet_ten_steps(optimizer):
-    model = networks.lenet()
-    state = networks.fixed_weights(model)
-    images, labels = networks.batch(16, 28, 10)
+    model = peer_networks.lenet()
+    state = peer_networks.fixed_weights(model)
+    images, labels = peer_networks.batch(16, 28, 10)
     theirs = their_losses(twin(model, state, (5, 5, 16)), images, labels, 10, optimizer)
-    ours = networks.losses(model, images, labels, 10, optimizer=optimizer)
+    ours = peer_networks.losses(model, images, labels, 10, optimizer=optimizer)
     assert theirs[-1] < theirs[0]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_tiny_cnn_on_cpu_and_simulator():
-    model = networks.tiny()
-    state = networks.fixed_weights(model)
-    images, labels = networks.batch(4, 5, 3)
+    model = peer_networks.tiny()
+    state = peer_networks.fixed_weights(model)
+    images, labels = peer_networks.batch(4, 5, 3)
     theirs = their_losses(twin(model, state, (2, 2, 2)), images, labels, 5)
-    np.testing.assert_allclose(networks.losses(model, images, labels, 5), theirs, atol=1e-4)
+    np.testing.assert_allclose(peer_networks.losses(model, images, labels, 5), theirs, atol=1e-4)
 
     done = subprocess.run(
-        [sys.executable, Path(networks.__file__), "cuda"],
+        [sys.executable, Path(peer_networks.__file__), "cuda"],
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
         capture_output=True,
         text=True,

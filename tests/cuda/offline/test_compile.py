@@ -9,7 +9,7 @@ from cases import CASES
 from numbagrad import device, kernels_cuda
 from numbagrad.array import asarray
 from numbagrad.cuda_support import compile_offline, record_launches, types
-from numbagrad.testing import _cast, _evaluate
+from numbagrad.testing import cast_inputs, value_and_gradients
 
 MAX_REGISTERS = 128  # of the 65536 of a multiprocessor: two blocks of 256 threads fit
 MAX_SHARED_BYTES = 48 * 1024  # what a block gets without asking for more
@@ -39,8 +39,8 @@ def record(cases):
         with record_launches() as launches:
             for case in cases:
                 for dtype in ("float32", "float64"):
-                    arrays = [asarray(_cast(x, dtype), device="cuda") for x in case.inputs]
-                    _evaluate(case.function, arrays, case.grad)
+                    arrays = [asarray(x, device="cuda") for x in cast_inputs(case.inputs, dtype)]
+                    value_and_gradients(case.function, arrays, case.grad)
     finally:
         device.backend = backend
     return launches

@@ -56,11 +56,12 @@ def fixed_weights(model):
     rng = np.random.default_rng(5)
     state = {}
     for name, value in model.state_dict().items():
-        value = np.asarray(value)
         if name.endswith("weight") and value.ndim > 1:
             fan_in = value.size // value.shape[-1]
             value = rng.normal(size=value.shape) / np.sqrt(fan_in)
-        state[name] = np.asarray(value, value.dtype if value.ndim == 0 else np.float32)
+        elif name.endswith("bias"):
+            value = 0.1 * rng.normal(size=value.shape)
+        state[name] = value.astype(np.float32)
     model.load_state_dict(state)
     return state
 
