@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +53,15 @@ class Symbol:
         self.index, self.where = index, where
 
 
+class _Staging(threading.local):
+    """The trace that this thread is making, if any: it must hear of what bypasses ops."""
+
+    trace: Any = None
+
+
+staging = _Staging()
+
+
 class Array:
     """An n-dimensional value: a contiguous buffer with a shape, a dtype and a device.
 
@@ -67,17 +77,15 @@ class Array:
         ``"cpu"`` or ``"cuda"``.
     requires_grad : bool
         Whether ops on this array are recorded for differentiation.
-    grad : Array or None
-        What ``backward()`` added up for this array.
     """
 
     __slots__ = (
         "__weakref__",
         "_data",
+        "_grad",
         "_node",
         "device",
         "dtype",
-        "grad",
         "requires_grad",
         "shape",
     )
@@ -90,8 +98,19 @@ class Array:
         self.dtype = dtype
         self.device = device
         self.requires_grad = False
-        self.grad: Array | None = None
+        self._grad: Array | None = None
         self._node = None
+
+    @property
+    def grad(self) -> Array | None:
+        """What ``backward()`` added up for this array."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Array | None) -> None:
+        if staging.trace is not None:
+            staging.trace.note(self)
+        self._grad = value
 
     # ------------------------------------------------------------- what it is
 
@@ -249,6 +268,14 @@ class State(Array):
 
     def __array__(self, dtype=None, copy=None):
         return super().__array__(dtype, copy=True)  # a view would change under its holder
+
+    def _host(self) -> np.ndarray:
+        if staging.trace is not None:
+            raise TraceError(
+                "a traced function needs the value of a Parameter or Buffer, which will be another "
+                "one when the trace is replayed; use it in ops only, or read it outside"
+            )
+        return super()._host()
 
 
 def from_host(value: np.ndarray, device: str) -> Array:

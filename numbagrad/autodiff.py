@@ -143,14 +143,23 @@ class _Recording(ContextDecorator):
 
     def __init__(self, on: bool):
         self._on = on
-        self._before: list[bool] = []
 
     def __enter__(self):
-        self._before.append(state.recording)
+        _outside.recording.append(state.recording)
         state.recording = self._on
 
     def __exit__(self, *exception):
-        state.recording = self._before.pop()
+        state.recording = _outside.recording.pop()
+
+
+class _Outside(threading.local):
+    """What held outside each `_Recording` that this thread is in."""
+
+    def __init__(self):
+        self.recording: list[bool] = []
+
+
+_outside = _Outside()
 
 
 def no_grad() -> ContextDecorator:
@@ -200,7 +209,14 @@ def backward(
     """
     leaves = _walk(x, grad, None, retain_graph or create_graph, create_graph)
     for leaf, gradient in leaves:
-        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        leaf.grad = _own(gradient) if leaf.grad is None else leaf.grad + gradient
+
+
+def _own(gradient: Array) -> Array:
+    """Return the same value as an object of its own: two leaves may be given one gradient."""
+    own = Array(gradient._data, *gradient.spec)
+    own.requires_grad, own._node = gradient.requires_grad, gradient._node
+    return own
 
 
 def _walk(
@@ -268,6 +284,10 @@ def _initial_gradient(x: Array, grad: Array | None) -> Array:
                 "(x.sum(), x.mean()) or pass the gradient to start from"
             )
         return asarray(np.ones(x.shape, x.dtype), device=x.device)
+    if not isinstance(grad, Array):
+        raise TypeError(
+            f"backward(): grad is a {type(grad).__name__}; pass an Array of shape {x.shape}"
+        )
     if grad.shape != x.shape or grad.dtype != x.dtype or grad.device != x.device:
         raise ShapeError(
             f"backward(): grad has shape {grad.shape}, dtype {grad.dtype} on {grad.device!r}; "
@@ -307,7 +327,9 @@ def vjp(f: Callable[..., Array], *primals: Array) -> tuple[Array, Callable[[Arra
         ``f(*primals)``.
     pullback : callable
         ``pullback(grad_out)`` returns a tuple: the gradient of each primal, zeros for one that
-        the result does not depend on. It can be called more than once.
+        the result does not depend on. It can be called more than once. Result and gradients stay
+        linked to arrays with ``requires_grad`` that ``f`` uses besides; under `no_grad` they
+        are cut off.
 
     Examples
     --------
@@ -315,7 +337,7 @@ def vjp(f: Callable[..., Array], *primals: Array) -> tuple[Array, Callable[[Arra
     >>> pullback(asarray([1.0, 1.0]))
     (Array([2., 6.], dtype=float32),)
     """
-    outer = state.recording and any(isinstance(x, Array) and x.requires_grad for x in primals)
+    recording = state.recording
     inputs = tuple(_traced_copy(x) for x in primals)
     sources = [x if x._node is None else x._node for x in inputs]  # before f assigns to one
     depth = _transforms.enter()
@@ -324,9 +346,12 @@ def vjp(f: Callable[..., Array], *primals: Array) -> tuple[Array, Callable[[Arra
             out = f(*inputs)
     finally:
         _transforms.leave()
-    create_graph = outer or depth > 0
     if not isinstance(out, Array):
         raise TypeError(f"vjp: the function must return an Array, got {type(out).__name__}")
+    # The gradients are recorded if somebody may differentiate them: a transform further out, or a
+    # backward() towards the primals or towards other arrays that f uses, such as parameters.
+    linked = any(isinstance(x, Array) and x.requires_grad for x in primals)
+    create_graph = depth > 0 or (recording and (linked or _reaches_others(out, sources)))
 
     def pullback(grad_out: Array | None = None) -> tuple[Array, ...]:
         keys = [id(source) for source in sources]
@@ -343,6 +368,21 @@ def vjp(f: Callable[..., Array], *primals: Array) -> tuple[Array, Callable[[Arra
     if not create_graph and out.requires_grad:
         visible = Array(out._data, *out.spec)
     return visible, pullback
+
+
+def _reaches_others(out: Array, sources: list) -> bool:
+    """Say whether a result depends on a leaf that is not among the sources."""
+    seen = {id(source) for source in sources}
+    found = [out if out._node is None else out._node] if out.requires_grad else []
+    while found:
+        one = found.pop()
+        if id(one) in seen:
+            continue
+        if not isinstance(one, Node):
+            return True
+        seen.add(id(one))
+        found += [parent for parent in one.parents if parent is not None]
+    return False
 
 
 class _Transforms(threading.local):

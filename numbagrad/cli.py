@@ -18,7 +18,7 @@ import typer
 
 from . import __version__, data, jit, models, ops, optim, random, simd, weights
 from .array import asarray
-from .device import DEVICES
+from .device import DEVICES, backend
 from .dispatch import get_num_threads, set_num_threads
 from .errors import DataError, DeviceError, DTypeError, GraphError, ShapeError, TraceError, nearest
 from .train import History, fit, percent, predict
@@ -71,6 +71,20 @@ def _threads(count: int | None) -> int | None:
     return count
 
 
+def _learning_rate(lr: float | None) -> float | None:
+    if lr is not None and not 0 <= lr <= optim.LARGEST:
+        raise typer.BadParameter(f"{lr} is not a number of at least 0 and finite in float32")
+    return lr
+
+
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes all that is random.")]
+
+
+def _folder(text: str) -> Any:
+    """Return an option for a folder to write to: one that is there, or can be made."""
+    return typer.Option(file_okay=False, writable=True, help=text)
+
+
 # -------------------------------------------------------------------- train
 
 
@@ -87,23 +101,23 @@ def train(
     lr: Annotated[
         float | None,
         typer.Option(
-            min=0,
+            callback=_learning_rate,
             help="Learning rate at the start, 0.003 for adam and 0.05 for sgd; it falls to 0.",
         ),
     ] = None,
     optimizer: Annotated[
         str, typer.Option(callback=_one_of(tuple(OPTIMIZERS)), help="|".join(OPTIMIZERS))
     ] = "adam",
-    seed: Annotated[int, typer.Option(min=0, help="Fixes all that is random.")] = 0,
+    seed: Seed = 0,
     device: Annotated[
         str, typer.Option(callback=_one_of((*DEVICES, "auto")), help="cpu|cuda|auto")
     ] = "cpu",
     threads: Annotated[int | None, typer.Option(callback=_threads, help="CPU threads.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for model.safetensors and metrics.csv.")
-    ] = None,
+    out: Annotated[Path | None, _folder("Folder for model.safetensors and metrics.csv.")] = None,
 ) -> None:
     """Train a model and say how often it is right on images that it has not seen."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # now: training may be long
     train_set, test_set = data.load(dataset)
     random.seed(seed)
     _, size, _, channels = train_set.images.shape
@@ -131,7 +145,6 @@ def train(
 
 
 def _save(folder: Path, network: Any, history: History, notes: dict[str, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     weights.save(folder / "model.safetensors", network, notes)
     jit.write_atomically(folder / "metrics.csv", history.csv().encode())
     print(f"saved {folder / 'model.safetensors'} and {folder / 'metrics.csv'}")
@@ -142,10 +155,11 @@ def _save(folder: Path, network: Any, history: History, notes: dict[str, str]) -
 
 @_command
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Fixes all that is random.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    out: Annotated[Path, _folder("Folder for the pictures.")] = Path("runs/demo"),
 ) -> None:
     """Train LeNet on the digits that come with numbagrad, and draw how it went."""
+    out.mkdir(parents=True, exist_ok=True)
     print("LeNet on 8x8 handwritten digits. Kernels are compiled at first use, then cached.")
     started = time.perf_counter()
     train_set, test_set = data.digits()
@@ -252,15 +266,17 @@ def _describe_cache() -> str:
 
 def _describe_cuda() -> str:
     """Say which GPU is used, or why none is and what would mend it."""
-    from .device import backend
-
     try:
         support = backend("cuda").support
     except DeviceError as error:
-        return f"{error}\n{_MEND_CUDA}"
+        mend = next((mend for sign, mend in _MENDS.items() if sign in str(error)), _MEND)
+        return f"{error}\nTo mend it:\n    {mend}\n{_TRY_CUDA}"
     facts = support.describe()
     if facts["simulator"]:
-        return f"the simulator of numba-cuda {facts['numba_cuda']} (NUMBA_ENABLE_CUDASIM=1)"
+        return (
+            f"the simulator of numba-cuda {facts['numba_cuda']}, which is slow; to use a GPU:\n"
+            "    unset NUMBA_ENABLE_CUDASIM"
+        )
     major, minor = facts["compute_capability"]
     return (
         f"{facts['device']}, compute capability {major}.{minor}, driver for CUDA "
@@ -268,10 +284,16 @@ def _describe_cuda() -> str:
     )
 
 
-_MEND_CUDA = """\
-To use an NVIDIA GPU: install its driver, 580 or newer (https://www.nvidia.com/drivers), then
-    pip install "numbagrad[cuda]"
-To try CUDA kernels without one: set NUMBA_ENABLE_CUDASIM=1 (a slow simulator)."""
+_MENDS = {  # by what the reason says
+    "numba-cuda": 'pip install "numbagrad[cuda]"',
+    "driver library cannot be found": "install driver 580 or newer: https://www.nvidia.com/drivers",
+    "NO_DEVICE": "nvidia-smi  # what the driver finds; CUDA_VISIBLE_DEVICES may hide GPUs from us",
+    "NUMBA_DISABLE_CUDA": "unset NUMBA_DISABLE_CUDA",
+}
+_MEND = 'update the driver to 580 or newer, then: pip install --upgrade "numbagrad[cuda]"'
+_TRY_CUDA = """\
+To try CUDA kernels without a GPU, in a slow simulator:
+    export NUMBA_ENABLE_CUDASIM=1"""
 
 
 def _self_test() -> str:

@@ -39,11 +39,11 @@ import numpy as np
 
 from .errors import DeviceError
 
-_INSTALL = 'pip install "numbagrad[cuda]"'
+INSTALL = 'pip install "numbagrad[cuda]"'
 
 if importlib.util.find_spec("numba_cuda") is None:
     # Without this check `from numba import cuda` finds the deprecated target that Numba ships.
-    raise DeviceError(f"CUDA needs the package numba-cuda: {_INSTALL}")
+    raise DeviceError(f"CUDA needs the package numba-cuda: {INSTALL}")
 
 if not hasattr(np, "row_stack"):  # numba-cuda asks for it at its first compile; NumPy 2.5 lacks it
     np.row_stack = np.vstack
@@ -57,7 +57,7 @@ try:
     from numba.cuda.simulator import kernel as simulator
     from numba.cuda.typing.typeof import typeof
 except ImportError as error:
-    raise DeviceError(f"numba-cuda does not load ({error}). Repair it: {_INSTALL}") from error
+    raise DeviceError(f"numba-cuda does not load ({error}). Repair it: {INSTALL}") from error
 
 SIMULATOR: bool = bool(config.ENABLE_CUDASIM)
 
@@ -538,6 +538,15 @@ def copy_into(target: DeviceArray, source: DeviceArray, stream: Stream = 0) -> N
         target.copy_to_device(source.copy_to_host() if SIMULATOR else source, stream=stream)
 
 
+def cuda_array_interface(array: DeviceArray) -> dict[str, Any]:
+    """Describe a device array to other libraries, by version 3 of the CUDA array interface.
+
+    Wait for the array first: no stream is named. It is not marked as read-only, since PyTorch
+    takes no array that is.
+    """
+    return {**array.__cuda_array_interface__, "stream": None}
+
+
 def synchronize(stream: Stream = 0) -> None:
     """Wait until all work on a stream is done, or on the whole device if none is given."""
     (stream or cuda).synchronize()
@@ -565,7 +574,7 @@ def why_unavailable() -> str | None:
         reason = cuda.cuda_error() or "the driver finds no device, or the toolkit lacks NVVM"
     except Exception as error:
         reason = str(error)
-    return f"no CUDA device can be used: {' '.join(reason.split())}"
+    return " ".join(reason.split())
 
 
 def describe() -> dict[str, Any]:

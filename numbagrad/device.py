@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import warnings
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class CPU:
     name = "cpu"
     kernels: ModuleType = kernels_cpu
     launch_arguments = ()  # what every kernel or launcher is given last
+    defers_checks = False  # whether `check` looks at a flag later, at the next read
 
     @staticmethod
     def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -70,18 +71,35 @@ class CPU:
     def synchronize() -> None:
         """Do nothing: CPU kernels have finished when they return."""
 
+    @staticmethod
+    def cuda_array_interface(data: np.ndarray) -> dict[str, Any]:
+        """Describe the buffer to other CUDA libraries, which then share it.
+
+        Raises
+        ------
+        AttributeError
+            If it is not in a GPU's memory; so ``hasattr`` tells.
+        """
+        raise AttributeError("an array on 'cpu' is not in a GPU's memory: call x.to('cuda') first")
+
 
 class CUDA:
     """Buffers are device arrays of the CUDA target, or of its simulator."""
 
     name = "cuda"
+    defers_checks = True
 
     def __init__(self):
-        from . import cuda_support, kernels_cuda
+        from . import cuda_support
 
         reason = cuda_support.why_unavailable()
         if reason:
-            raise DeviceError(f"device 'cuda' cannot be used: {reason}")
+            raise DeviceError(
+                f"device 'cuda' cannot be used: {reason.rstrip('.')}. It needs an NVIDIA GPU, its "
+                f"driver, and {cuda_support.INSTALL}"
+            )
+        from . import kernels_cuda
+
         self.support = cuda_support
         self.kernels = kernels_cuda
         self.is_simulator = cuda_support.SIMULATOR
@@ -115,19 +133,29 @@ class CUDA:
         self.support.copy_into(target, source, self.stream)
 
     def check(self, raise_bad_value: Callable) -> None:
-        """Put a look at an error flag off to the next read: it would make the host wait."""
+        """Put the look at an error flag off to the next read: it makes the host wait."""
         self._checks.append(raise_bad_value)
         if len(self._checks) >= MAX_CHECKS:
             self._check_all()
 
     def _check_all(self) -> None:
+        # An error's message reads arrays too: that must not start the next check.
         checks, self._checks = self._checks, []
-        for raise_bad_value in checks:
-            raise_bad_value(read=self._read)
+        try:
+            while checks:
+                checks.pop(0)(read=self._read)
+        finally:
+            self._checks = checks  # after an error: those that the next read looks at
 
     def synchronize(self) -> None:
         self.support.synchronize()
         self._check_all()
+
+    def cuda_array_interface(self, data) -> dict[str, Any]:
+        if self.is_simulator:
+            raise AttributeError("a simulated GPU's memory cannot be shared: use x.numpy()")
+        self.synchronize()  # then others need not wait for our stream
+        return self.support.cuda_array_interface(data)
 
 
 @functools.cache
@@ -148,15 +176,14 @@ def backend(name: str) -> CPU | CUDA:
 
 @functools.cache
 def _auto() -> str:
-    if importlib.util.find_spec("numba_cuda") is None or os.environ.get("NUMBA_ENABLE_CUDASIM"):
-        return "cpu"  # "auto" never picks the simulator
-    from . import cuda_support
-
-    reason = cuda_support.why_unavailable()
-    if reason:
-        warnings.warn(f"device='auto' uses the CPU: {reason}", stacklevel=4)
+    if importlib.util.find_spec("numba_cuda") is None:
         return "cpu"
-    return "cuda"
+    try:
+        cuda = backend("cuda")
+    except DeviceError as error:
+        warnings.warn(f"device 'auto' is the CPU here: {error}", stacklevel=4)
+        return "cpu"
+    return "cpu" if cuda.is_simulator else "cuda"
 
 
 def resolve(name: str | None) -> str:

@@ -23,7 +23,7 @@ import numba
 import numpy as np
 
 from . import device as devices
-from .array import Array, Spec, State, require_same_device, size_of
+from .array import FLOATS, Array, Spec, State, require_same_device, size_of
 from .errors import NO_ERROR
 from .jit import address_of, load_source
 
@@ -120,6 +120,7 @@ class Op:
         ``cost(call)`` returns (floating-point operations, bytes moved).
     check
         ``check(position, arrays, call)`` raises the error for a bad value that the kernel found.
+        Of the input arrays it may read those of integers: a check that waits keeps no floats.
         With it, the last output is an int64 error flag: the first offender's position.
     view
         For an op without kernel: ``view(backend, buffer, call)`` returns the shared buffer.
@@ -354,7 +355,8 @@ def run_eagerly(
         buffers += [backend.empty(s.shape, s.dtype) for s in call.outputs[len(targets) :]]
     plan.run([x._data for x in inputs], buffers)
     if op.check is not None:
-        backend.check(partial(_raise_bad_value, op, buffers.pop(), inputs, call))
+        arrays = tuple(map(_as_now, inputs)) if backend.defers_checks else inputs
+        backend.check(partial(_raise_bad_value, op, buffers.pop(), arrays, call))
     if targets is not None:
         return targets
     return tuple(
@@ -373,6 +375,14 @@ def _require_fitting_targets(op: Op, call: Call, targets: tuple[State, ...]) -> 
                 f"{target.device!r} cannot take a value of shape {spec.shape}, dtype {spec.dtype} "
                 f"on {spec.device!r}"
             )
+
+
+def _as_now(x: Array) -> Array | None:
+    """Keep what a later check may read: integers, whatever becomes of `x`; floats are let go."""
+    if x.dtype in FLOATS:
+        return None
+    data = devices.backend(x.device).copy(x._data) if isinstance(x, State) else x._data
+    return Array(data, *x.spec)
 
 
 def _raise_bad_value(op: Op, flag, inputs: tuple[Array, ...], call: Call, read: Callable) -> None:

@@ -88,7 +88,23 @@ def greater_equal(x, y):
     return x >= y
 
 
+def logical_and(x, y):
+    return x & y
+
+
+def logical_or(x, y):
+    return x | y
+
+
+def logical_xor(x, y):
+    return x ^ y
+
+
 # ------------------------------------------------------------- one operand
+
+
+def logical_not(x):
+    return ~x
 
 
 def negative(x):

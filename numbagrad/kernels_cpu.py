@@ -30,17 +30,26 @@ vector = formulas.bind({**vars(simd), "const": _const}, njit)
 
 # ================================================================ elementwise
 #
-# Three loops serve all elementwise ops. With one operand everything is contiguous. With two or
-# three, broadcasting: `layout` holds the collapsed shape in its first row and the strides of each
-# operand, in elements, in the next ones. A stride of 0 repeats an operand along that dimension.
+# Three loops serve nearly all elementwise ops. `_map1` and `_map_alike` take one and two operands
+# of out's shape: everything is contiguous. `_map2` broadcasts: `layout` holds the collapsed shape
+# in its first row and the strides of each operand, in elements, in the next ones. A stride of 0
+# repeats an operand along that dimension.
 
 
 @njit
-def _map1(f, x, out):
-    """out[i] = f(x[i])."""
+def _map1(f, x, out, *parameters):
+    """out[i] = f(x[i], *parameters)."""
     for i in range(0, x.size, simd.lanes(x)):
         n = x.size - i
-        simd.store(out, i, f(simd.load(x, i, n)), n)
+        simd.store(out, i, f(simd.load(x, i, n), *parameters), n)
+
+
+@njit
+def _map_alike(f, x, y, out, *parameters):
+    """out[i] = f(x[i], y[i], *parameters)."""
+    for i in range(0, x.size, simd.lanes(x)):
+        n = x.size - i
+        simd.store(out, i, f(simd.load(x, i, n), simd.load(y, i, n), *parameters), n)
 
 
 @njit
@@ -72,14 +81,6 @@ def _map2(f, x, y, layout, out):
             a = _pick(x, at_x, j, n, layout[1, -1])
             b = _pick(y, at_y, j, n, layout[2, -1])
             simd.store(out, row * width + j, f(a, b), n)
-
-
-@njit
-def _map3(f, x, y, parameter, layout, out):
-    """out[row, j] = f(x[row, j], y[row, j], parameter), for two operands of one shape."""
-    for i in range(0, x.size, simd.lanes(x)):
-        n = x.size - i
-        simd.store(out, i, f(simd.load(x, i, n), simd.load(y, i, n), parameter), n)
 
 
 @njit
@@ -158,6 +159,30 @@ def greater_forward(x, y, layout, out):
 def greater_equal_forward(x, y, layout, out):
     """out[i] = x[i] >= y[i]."""
     _map2(vector.greater_equal, x, y, layout, out)
+
+
+@njit
+def logical_and_forward(x, y, layout, out):
+    """out[i] = x[i] and y[i]."""
+    _map2(vector.logical_and, x, y, layout, out)
+
+
+@njit
+def logical_or_forward(x, y, layout, out):
+    """out[i] = x[i] or y[i]."""
+    _map2(vector.logical_or, x, y, layout, out)
+
+
+@njit
+def logical_xor_forward(x, y, layout, out):
+    """out[i] = x[i] != y[i]."""
+    _map2(vector.logical_xor, x, y, layout, out)
+
+
+@njit
+def logical_not_forward(x, out):
+    """out[i] = not x[i]."""
+    _map1(vector.logical_not, x, out)
 
 
 @njit
@@ -260,23 +285,19 @@ def relu_forward(x, out):
 @njit
 def relu_backward(x, grad_out, out):
     """out[i] = grad_out[i] if x[i] > 0 else 0."""
-    for i in range(0, x.size, simd.lanes(x)):
-        n = x.size - i
-        simd.store(out, i, vector.relu_backward(simd.load(x, i, n), simd.load(grad_out, i, n)), n)
+    _map_alike(vector.relu_backward, x, grad_out, out)
 
 
 @njit
 def leaky_relu_forward(x, slope, out):
     """out[i] = x[i] if x[i] > 0 else slope x[i]."""
-    for i in range(0, x.size, simd.lanes(x)):
-        n = x.size - i
-        simd.store(out, i, vector.leaky_relu(simd.load(x, i, n), slope), n)
+    _map1(vector.leaky_relu, x, out, slope)
 
 
 @njit
 def leaky_relu_backward(x, grad_out, slope, out):
     """out[i] = grad_out[i] if x[i] > 0 else slope grad_out[i]."""
-    _map3(vector.leaky_relu_backward, x, grad_out, slope, None, out)
+    _map_alike(vector.leaky_relu_backward, x, grad_out, out, slope)
 
 
 @njit
@@ -414,24 +435,21 @@ def _product(a, at_a, row_a, step_a, b, at_b, step_b, out, at, m, n, k):
 
 
 @njit
-def matmul_forward(a, b, transpose_a, transpose_b, first, out, turned):
-    """out[b, i, j] = sum_p a[b, i, p] b[b, p, j], each operand as it is or transposed.
+def matmul_forward(a, b, transpose_a, transpose_b, n, k, width_a, first, m, out, turned):
+    """out[w, i, j] = sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
-    `a` is (batch, m, k), or (batch, k, m) transposed; `b` is (batch, k, n), or (batch, n, k). A
-    batch of 1 serves all of out's. `first` is the row of the whole product that out starts with,
-    where only some rows are asked for. `turned` holds a transposed b made straight (k, n).
+    All arrays are flat. Matrix number w of a is m x k, or k x width_a transposed, of which columns
+    `first` to first + m are taken: a shard's rows of the product. Each of b is k x n, or n x k
+    transposed. A single matrix serves all of out's. `turned` holds a transposed b made straight.
     """
-    batch, m, n = out.shape
-    k = a.shape[1] if transpose_a else a.shape[2]
-    total = a.shape[2] if transpose_a else a.shape[1]  # rows of the whole product
-    row_a, step_a = (1, total) if transpose_a else (k, 1)
-    for which in range(batch):
-        at_a = (which * total * k if a.shape[0] > 1 else 0) + first * row_a
-        at_b = which * k * n if b.shape[0] > 1 else 0
+    row_a, step_a = (1, width_a) if transpose_a else (width_a, 1)
+    for which in range(out.size // max(m * n, 1)):
+        at_a = first * row_a + (which * m * k if a.size > m * k else 0)
+        at_b = which * k * n if b.size > k * n else 0
         at = which * m * n
         if transpose_b:
-            if which == 0 or b.shape[0] > 1:
-                _transpose_into(b.reshape(-1), at_b, n, k, turned, 0)
+            if which == 0 or b.size > k * n:
+                _transpose_into(b, at_b, n, k, turned, 0)
             _product(a, at_a, row_a, step_a, turned, 0, n, out, at, m, n, k)
         else:
             _product(a, at_a, row_a, step_a, b, at_b, n, out, at, m, n, k)

@@ -275,6 +275,61 @@ def greater_equal_forward(x, y, layout, out, stream):
 
 
 @cuda.jit
+def _logical_and_forward(x, y, layout, out):
+    """out[i] = x[i] and y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.logical_and(a, b)
+
+
+def logical_and_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_logical_and_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _logical_or_forward(x, y, layout, out):
+    """out[i] = x[i] or y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.logical_or(a, b)
+
+
+def logical_or_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_logical_or_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _logical_xor_forward(x, y, layout, out):
+    """out[i] = x[i] != y[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        a, b = _pair(x, y, layout, i)
+        out[i] = scalar.logical_xor(a, b)
+
+
+def logical_xor_forward(x, y, layout, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_logical_xor_forward, out.size, stream, x, y, constant(layout), out)
+
+
+@cuda.jit
+def _logical_not_forward(x, out):
+    """out[i] = not x[i]."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.logical_not(x[i])
+
+
+def logical_not_forward(x, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_logical_not_forward, out.size, stream, x, out)
+
+
+@cuda.jit
 def _where_forward(condition, x, y, layout, out):
     """out[i] = x[i] if condition[i] else y[i]."""
     i = cuda.grid(1)
@@ -506,13 +561,38 @@ CHAIN = 64  # longest chain of additions: in float32 a longer one would lose sma
 WARP = 32  # threads that read memory together
 
 
+def _width(columns):
+    """Return how many columns a block of a sum owns: a power of two, at most a warp."""
+    width = 1
+    while width < columns and width < min(WARP, BLOCK):
+        width *= 2
+    return width
+
+
+@device
+def _add_up(partial, total, width):
+    """Return, to each of the first `width` threads, the sum of `total` over every width-th thread.
+
+    `partial` is shared memory, one number per thread: the totals are added as a tree.
+    """
+    thread = cuda.threadIdx.x
+    partial[thread] = total
+    cuda.syncthreads()
+    half = BLOCK // 2
+    while half >= width:
+        if thread < half:
+            partial[thread] += partial[thread + half]
+        cuda.syncthreads()
+        half //= 2
+    return partial[thread]
+
+
 @cuda.jit
 def _sum_forward(x, reduce, inner, width, out):
     """out[o, i] = sum_r x[o, r, i].
 
     A block owns `width` neighbouring outputs of one `o`: `width` threads side by side read
-    neighbouring elements of a row, and the block's rows of threads share the additions. Their
-    partial sums meet in shared memory and are added as a tree.
+    neighbouring elements of a row, and the block's rows of threads share the additions.
     """
     partial = cuda.shared.array(BLOCK, x.dtype)
     thread, rows = cuda.threadIdx.x, BLOCK // width
@@ -526,23 +606,14 @@ def _sum_forward(x, reduce, inner, width, out):
             for r in range(start, min(start + rows * CHAIN, reduce), rows):
                 chain += x[(o * reduce + r) * inner + i]
             total += chain
-    partial[thread] = total
-    cuda.syncthreads()
-    half = BLOCK // 2
-    while half >= width:
-        if thread < half:
-            partial[thread] += partial[thread + half]
-        cuda.syncthreads()
-        half //= 2
+    total = _add_up(partial, total, width)
     if thread < width and i < inner:
-        out[o * inner + i] = partial[thread]
+        out[o * inner + i] = total
 
 
 def sum_forward(x, reduce, inner, out, stream):
-    """Start a block per `width` outputs: a power of two, as wide as memory is read together."""
-    width = 1
-    while width < inner and width < min(WARP, BLOCK):
-        width *= 2
+    """Start a block per `width` neighbouring outputs."""
+    width = _width(inner)
     outer = out.size // max(inner, 1)
     grid = outer * -(-inner // width)
     launch(_sum_forward, grid, BLOCK, stream, x, reduce, inner, width, out)
@@ -623,8 +694,8 @@ MAX_GRID_Z = 65535  # most blocks along the grid's third dimension
 
 
 @cuda.jit
-def _matmul_forward(a, b, transpose_a, transpose_b, first, out):
-    """out[b, i, j] = sum_p a[b, i, p] b[b, p, j], each operand as it is or transposed.
+def _matmul_forward(a, b, transpose_a, transpose_b, n, k, width_a, first, m, out):
+    """out[w, i, j] = sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
     A block owns TILE x TILE outputs, a thread one of them. The block walks along p: it brings a
     tile of each operand to shared memory, where every element is used TILE times. Threads side by
@@ -632,46 +703,46 @@ def _matmul_forward(a, b, transpose_a, transpose_b, first, out):
     """
     tile_a = cuda.shared.array((TILE, TILE), a.dtype)
     tile_b = cuda.shared.array((TILE, TILE), a.dtype)
-    batch, m, n = out.shape
-    k = a.shape[1] if transpose_a else a.shape[2]
     row, column = cuda.threadIdx.y, cuda.threadIdx.x
     top, left = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
     zero = a.dtype.type(0)
-    for which in range(cuda.blockIdx.z, batch, cuda.gridDim.z):
-        which_a = which if a.shape[0] > 1 else 0
-        which_b = which if b.shape[0] > 1 else 0
+    for which in range(cuda.blockIdx.z, out.size // (m * n), cuda.gridDim.z):
+        at_a = which * m * k if a.size > m * k else 0
+        at_b = which * k * n if b.size > k * n else 0
         total = zero
         for start in range(0, k, TILE):
             if transpose_a:
                 inside = start + row < k and top + column < m
-                value = a[which_a, start + row, first + top + column] if inside else zero
+                at = at_a + (start + row) * width_a + first + top + column
+                value = a[at] if inside else zero
                 tile_a[column, row] = value
             else:
                 inside = top + row < m and start + column < k
-                value = a[which_a, first + top + row, start + column] if inside else zero
+                at = at_a + (first + top + row) * width_a + start + column
+                value = a[at] if inside else zero
                 tile_a[row, column] = value
             if transpose_b:
                 inside = left + row < n and start + column < k
-                value = b[which_b, left + row, start + column] if inside else zero
+                value = b[at_b + (left + row) * k + start + column] if inside else zero
                 tile_b[column, row] = value
             else:
                 inside = start + row < k and left + column < n
-                value = b[which_b, start + row, left + column] if inside else zero
+                value = b[at_b + (start + row) * n + left + column] if inside else zero
                 tile_b[row, column] = value
             cuda.syncthreads()
             for p in range(TILE):
                 total += tile_a[row, p] * tile_b[p, column]
             cuda.syncthreads()
         if top + row < m and left + column < n:
-            out[which, top + row, left + column] = total
+            out[(which * m + top + row) * n + left + column] = total
 
 
-def matmul_forward(a, b, transpose_a, transpose_b, first, out, turned, stream):
+def matmul_forward(a, b, transpose_a, transpose_b, n, k, width_a, first, m, out, turned, stream):
     """Start a block per tile of `out`; the CPU's workspace `turned` is not needed."""
-    batch, m, n = out.shape
+    batch = out.size // max(m * n, 1)
     grid = (-(-m // TILE), -(-n // TILE), min(batch, MAX_GRID_Z))
-    block = (TILE, TILE)
-    launch(_matmul_forward, grid, block, stream, a, b, transpose_a, transpose_b, first, out)
+    args = a, b, transpose_a, transpose_b, n, k, width_a, first, m, out
+    launch(_matmul_forward, grid, (TILE, TILE), stream, *args)
 
 
 # =================================================================== shaping
@@ -758,17 +829,18 @@ def concat_forward(x, y, width_x, width_y, out, stream):
 # ================================================================== indexing
 #
 # An array is seen as (outer, rows, inner) and indexed along its rows. Index r < 0 means rows + r.
-# One block looks whether every index is in range; the kernel proper skips those that are not.
+# One block looks whether every index is in range. The kernel proper passes over those that are
+# not: kernels go on until the host hears of an error, and no second one should follow from it.
 
 
 @cuda.jit
-def _check_indices(indices, rows, first, error):
-    """error[0] = the place of the first index out of range, counted from `first`, or NO_ERROR."""
+def _check_range(values, low, high, first, error):
+    """error[0] = the least first + n with values[n] not in low, ..., high - 1; else NO_ERROR."""
     if cuda.threadIdx.x == 0:
         error[0] = NO_ERROR
     cuda.syncthreads()
-    for n in range(cuda.threadIdx.x, indices.size, cuda.blockDim.x):
-        if indices[n] < -rows or indices[n] >= rows:
+    for n in range(cuda.threadIdx.x, values.size, cuda.blockDim.x):
+        if values[n] < low or values[n] >= high:
             cuda.atomic.min(error, 0, first + n)
 
 
@@ -786,7 +858,7 @@ def _take_forward(x, indices, rows, inner, out):
 
 def take_forward(x, indices, rows, inner, first, out, error, stream):
     """Start one block to check the indices, then a thread per element."""
-    launch(_check_indices, 1, BLOCK, stream, indices, rows, first, error)
+    launch(_check_range, 1, BLOCK, stream, indices, -rows, rows, first, error)
     _launch_flat(_take_forward, out.size, stream, x, indices, rows, inner, out)
 
 
@@ -820,12 +892,13 @@ def _ravel_index_forward(high, low, rows, out):
     """out[n] = high[n] rows + low[n]: one index for a pair, with low counted from the front."""
     n = cuda.grid(1)
     if n < out.size:
-        out[n] = high[n] * rows + low[n] + (rows if low[n] < 0 else 0)
+        row = low[n] + (rows if low[n] < 0 else 0)
+        out[n] = high[n] * rows + row if 0 <= row < rows else 0
 
 
 def ravel_index_forward(high, low, rows, first, out, error, stream):
     """Start one block to check the indices, then a thread per pair."""
-    launch(_check_indices, 1, BLOCK, stream, low, rows, first, error)
+    launch(_check_range, 1, BLOCK, stream, low, -rows, rows, first, error)
     _launch_flat(_ravel_index_forward, out.size, stream, high, low, rows, out)
 
 
@@ -844,7 +917,7 @@ def _last_writer_forward(indices, rows, first, out):
 
 def last_writer_forward(indices, rows, first, out, error, stream):
     """Start one block to check the indices, then a thread per row."""
-    launch(_check_indices, 1, BLOCK, stream, indices, rows, 0, error)
+    launch(_check_range, 1, BLOCK, stream, indices, -rows, rows, 0, error)
     _launch_flat(_last_writer_forward, out.size, stream, indices, rows, first, out)
 
 
@@ -887,7 +960,10 @@ def sgd_update(param, grad, lr, weight_decay, out, stream):
 def _momentum_update(
     param, grad, velocity, lr, weight_decay, momentum, nesterov, out, new_velocity
 ):
-    """v = momentum velocity + g;  out = param - lr v, or Nesterov's param - lr (g + momentum v)."""
+    """out = param - lr v, or Nesterov's param - lr (g + momentum v).
+
+    v = momentum velocity + g, with g = grad + weight_decay param.
+    """
     i = cuda.grid(1)
     if i < out.size:
         p = param[i]
@@ -1408,17 +1484,6 @@ def log_softmax_forward(x, reduce, inner, out, stream):
 
 
 @cuda.jit
-def _check_range(values, count, first, error):
-    """error[0] = the least first + n with values[n] not in 0, ..., count - 1; else NO_ERROR."""
-    if cuda.threadIdx.x == 0:
-        error[0] = NO_ERROR
-    cuda.syncthreads()
-    for n in range(cuda.threadIdx.x, values.size, cuda.blockDim.x):
-        if values[n] < 0 or values[n] >= count:
-            cuda.atomic.min(error, 0, first + n)
-
-
-@cuda.jit
 def _softmax_cross_entropy_forward(logits, labels, loss, probs):
     """probs[n] = softmax(logits[n]);  loss[n] = -ln probs[n, labels[n]].
 
@@ -1448,7 +1513,7 @@ def _softmax_cross_entropy_forward(logits, labels, loss, probs):
 def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error, stream):
     """Start one block to check the labels, then a thread per row."""
     classes = logits.shape[1]
-    launch(_check_range, 1, BLOCK, stream, labels, classes, first, error)
+    launch(_check_range, 1, BLOCK, stream, labels, 0, classes, first, error)
     _launch_flat(_softmax_cross_entropy_forward, labels.size, stream, logits, labels, loss, probs)
 
 
@@ -1475,26 +1540,9 @@ def softmax_cross_entropy_backward(logits, labels, probs, out, stream):
 
 
 def _launch_channels(kernel, channels, stream, *args):
-    """Start a block per `width` channels: a power of two, as wide as memory is read together."""
-    width = 1
-    while width < channels and width < min(WARP, BLOCK):
-        width *= 2
+    """Start a block per `width` neighbouring channels; the kernel is given `width` before `out`."""
+    width = _width(channels)
     launch(kernel, -(-channels // width), BLOCK, stream, *args[:-1], width, args[-1])
-
-
-@device
-def _add_up(partial, total, width):
-    """Return, to the first `width` threads, the sum over all threads `width` apart."""
-    thread = cuda.threadIdx.x
-    partial[thread] = total
-    cuda.syncthreads()
-    half = BLOCK // 2
-    while half >= width:
-        if thread < half:
-            partial[thread] += partial[thread + half]
-        cuda.syncthreads()
-        half //= 2
-    return partial[thread]
 
 
 @cuda.jit
@@ -1620,7 +1668,7 @@ def _embedding_forward(weight, indices, out):
 
 def embedding_forward(weight, indices, first, out, error, stream):
     """Start one block to check the indices, then a thread per element."""
-    launch(_check_range, 1, BLOCK, stream, indices, weight.shape[0], first, error)
+    launch(_check_range, 1, BLOCK, stream, indices, 0, weight.shape[0], first, error)
     _launch_flat(_embedding_forward, out.size, stream, weight, indices, out)
 
 

@@ -19,6 +19,7 @@ import html
 import inspect
 import io
 import math
+import numbers
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +33,8 @@ from . import ops, random
 from .array import FLOATS, Array, Spec, State, Symbol, asarray
 from .autodiff import no_grad
 from .dispatch import Op, interpreter, make_call
-from .errors import DataError, DTypeError, ShapeError
+from .errors import DataError, DTypeError, ShapeError, TraceError
+from .ops.elementwise import require_arrays, require_float
 
 # ------------------------------------------------------------------- states
 
@@ -103,11 +105,18 @@ def load_states(states: Mapping[str, State], values: Mapping[str, Any], strict: 
 
     Raises
     ------
+    TypeError
+        If ``values`` is no mapping.
     DataError
         Naming every missing and unexpected name (unless ``strict`` is False) and every value of
         another shape or dtype.
     """
-    hosts = {name: np.asarray(value) for name, value in values.items()}
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            "load_state_dict: needs arrays by name, as state_dict() and numbagrad.weights.load() "
+            f"give them, got {type(values).__name__}"
+        )
+    hosts = {name: as_numpy(value) for name, value in values.items()}
     problems = []
     if strict:
         problems += [f"missing: {n}, {x.shape}" for n, x in states.items() if n not in hosts]
@@ -124,6 +133,11 @@ def load_states(states: Mapping[str, State], values: Mapping[str, Any], strict: 
         raise DataError("state does not fit, nothing was loaded:\n  " + "\n  ".join(problems))
     for name in common:
         ops.assign(states[name], hosts[name])
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """Return any values as a NumPy array, those of an Array on a GPU too."""
+    return value.numpy() if isinstance(value, Array) else np.asarray(value)
 
 
 # ------------------------------------------------------------------- module
@@ -312,14 +326,26 @@ class Module:
         ------
         ShapeError
             If the model does not take such an input; the message names the layer.
+        TraceError
+            If ``forward`` looks at values, which are not there.
+        TypeError
+            If the model does not return one Array.
         """
-        return self._dry_run(shape, dtype).spec
+        return one_array(self, self._dry_run(shape, dtype)).spec
 
     def _dry_run(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Call the module on an array that has a shape and no values."""
         device = next((state.device for state in self._named_states().values()), "cpu")
-        with self.evaluating(), interpreter(_infer_only):
-            return self(_without_values(Spec(tuple(shape), np.dtype(dtype), device)))
+        x = _without_values(Spec(tuple(shape), np.dtype(dtype), device))
+        try:
+            with self.evaluating(), interpreter(_infer_only):
+                return self(x)
+        except TraceError as error:
+            layer = f"layer {error.layer!r}" if error.layer else "the model"
+            raise TraceError(
+                f"only shapes flow through the model here, but the forward() of {layer} looks at "
+                "values (item(), numpy(), `if x > 0`, ...); call the model on an array instead"
+            ) from None
 
     def summary(self, input_shape: tuple[int, ...], *, dtype: Any = "float32") -> Summary:
         """Return a table of the layers, their output shapes and parameters.
@@ -419,6 +445,16 @@ def _name_layer(error: Exception, module: Module, outermost: Module) -> None:
         error.args = (f"{where}: {error.args[0]}",)
     else:
         error.add_note(where)
+
+
+def one_array(module: Module, out: Any) -> Array:
+    """Return a module's output if it is an Array."""
+    if not isinstance(out, Array):
+        raise TypeError(
+            f"{type(module).__name__}.forward() returns a {type(out).__name__}; one Array is "
+            "needed here"
+        )
+    return out
 
 
 def _without_values(spec: Spec) -> Array:
@@ -564,13 +600,15 @@ class Linear(Module):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
-        self.in_features = _extent("Linear", "in_features", in_features)
-        self.out_features = _extent("Linear", "out_features", out_features)
-        self.weight = _uniform((in_features, out_features), in_features)
-        self.bias = _uniform((out_features,), in_features) if bias else None
+        self.in_features = whole_number("Linear", "in_features", in_features)
+        self.out_features = whole_number("Linear", "out_features", out_features)
+        self.weight = _uniform((self.in_features, self.out_features), self.in_features)
+        self.bias = _uniform((self.out_features,), self.in_features) if bias else None
 
     def forward(self, x: Array) -> Array:
         """(..., in_features) to (..., out_features)."""
+        require_arrays("linear", x=x)
+        require_float("linear", x.spec, self.weight.spec)
         return ops.linear(x, self.weight, self.bias)
 
 
@@ -605,20 +643,24 @@ class Conv2d(Module):
         groups: int = 1,
         bias: bool = True,
     ):
-        self.in_channels = _extent("Conv2d", "in_channels", in_channels)
-        self.out_channels = _extent("Conv2d", "out_channels", out_channels)
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.dilation, self.groups = dilation, _extent("Conv2d", "groups", groups)
+        self.in_channels = whole_number("Conv2d", "in_channels", in_channels)
+        self.out_channels = whole_number("Conv2d", "out_channels", out_channels)
+        self.kernel_size = _sides("Conv2d", "kernel_size", kernel_size)
+        self.stride = _sides("Conv2d", "stride", stride)
+        self.padding = _sides("Conv2d", "padding", padding, least=0)
+        self.dilation = _sides("Conv2d", "dilation", dilation)
+        self.groups = whole_number("Conv2d", "groups", groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"Conv2d: groups={groups} must divide in_channels={in_channels} and "
                 f"out_channels={out_channels}"
             )
-        rows, columns = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
-        rows, columns = (_extent("Conv2d", "kernel_size", size) for size in (rows, columns))
-        fan_in = rows * columns * in_channels // groups
-        self.weight = _uniform((rows, columns, in_channels // groups, out_channels), fan_in)
-        self.bias = _uniform((out_channels,), fan_in) if bias else None
+        size = self.kernel_size
+        window = (size, size) if isinstance(size, int) else size
+        weight_shape = (*window, self.in_channels // self.groups, self.out_channels)
+        fan_in = math.prod(weight_shape[:-1])
+        self.weight = _uniform(weight_shape, fan_in)
+        self.bias = _uniform((self.out_channels,), fan_in) if bias else None
 
     def forward(self, x: Array) -> Array:
         """(n, h, w, in_channels) to (n, h', w', out_channels)."""
@@ -650,9 +692,9 @@ class Embedding(Module):
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int):
-        self.num_embeddings = _extent("Embedding", "num_embeddings", num_embeddings)
-        self.embedding_dim = _extent("Embedding", "embedding_dim", embedding_dim)
-        self.weight = Parameter(random.normal((num_embeddings, embedding_dim)))
+        self.num_embeddings = whole_number("Embedding", "num_embeddings", num_embeddings)
+        self.embedding_dim = whole_number("Embedding", "embedding_dim", embedding_dim)
+        self.weight = Parameter(random.normal((self.num_embeddings, self.embedding_dim)))
 
     def forward(self, indices: Array) -> Array:
         """(...,) integers to (..., embedding_dim)."""
@@ -683,7 +725,7 @@ class BatchNorm2d(Module):
     ndim = 4
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
-        self.num_features = _extent(type(self).__name__, "num_features", num_features)
+        self.num_features = whole_number(type(self).__name__, "num_features", num_features)
         self.eps, self.momentum = eps, momentum
         self.weight = Parameter(np.ones(num_features, np.float32))
         self.bias = Parameter(np.zeros(num_features, np.float32))
@@ -692,6 +734,7 @@ class BatchNorm2d(Module):
 
     def forward(self, x: Array) -> Array:
         """(n, h, w, num_features) to the same shape."""
+        require_arrays("batch_norm", x=x)
         if x.ndim != self.ndim:
             raise ShapeError(f"batch_norm: needs {self.ndim} dimensions, got shape {x.shape}")
         return ops.batch_norm(
@@ -730,7 +773,10 @@ class _Pool2d(Module):
         stride: int | tuple[int, int] | None = None,
         padding: int | tuple[int, int] = 0,
     ):
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        layer = type(self).__name__
+        self.kernel_size = _sides(layer, "kernel_size", kernel_size)
+        self.stride = None if stride is None else _sides(layer, "stride", stride)
+        self.padding = _sides(layer, "padding", padding, least=0)
 
 
 class MaxPool2d(_Pool2d):
@@ -754,6 +800,9 @@ class Flatten(Module):
 
     def forward(self, x: Array) -> Array:
         """(n, ...) to (n, features)."""
+        require_arrays("flatten", x=x)
+        if x.ndim == 0:
+            raise ShapeError("flatten: needs (n, ...), got a 0-d array")
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
@@ -804,8 +853,8 @@ class Dropout(Module):
     """Zero each element with probability ``p`` in training; see `numbagrad.dropout`."""
 
     def __init__(self, p: float = 0.5):
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be at least 0 and below 1, got {p!r}")
+        if not isinstance(p, numbers.Real) or not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be a number from 0 to below 1, got {p!r}")
         self.p = p
 
     def forward(self, x: Array) -> Array:
@@ -813,7 +862,33 @@ class Dropout(Module):
         return ops.dropout(x, self.p, training=self.training)
 
 
-def _extent(layer: str, name: str, value: int) -> int:
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{layer}: {name} must be a whole number of at least 1, got {value!r}")
+def whole_number(where: str, name: str, value: int, least: int = 1) -> int:
+    """Return an argument as an int.
+
+    Raises
+    ------
+    ValueError
+        Unless it is an integer of at least ``least``.
+    """
+    if not _is_whole(value, least):
+        raise ValueError(
+            f"{where}: {name} must be a whole number of at least {least}, got {value!r}"
+        )
     return int(value)
+
+
+def _sides(layer: str, name: str, value: Any, least: int = 1) -> int | tuple[int, int]:
+    """Return an int, or a pair (rows, columns), whichever was given."""
+    if _is_whole(value, least):
+        return int(value)
+    pair = value if isinstance(value, (tuple, list)) else ()
+    if len(pair) != 2 or not all(_is_whole(side, least) for side in pair):
+        raise ValueError(
+            f"{layer}: {name} must be a whole number of at least {least}, or a pair (rows, "
+            f"columns) of them, got {value!r}"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from . import ops
 from .array import Array
 from .errors import nearest
 from .layers import (
@@ -17,11 +19,15 @@ from .layers import (
     Module,
     ReLU,
     Sequential,
+    whole_number,
 )
 
 
 def mlp(
-    in_channels: int = 1, classes: int = 10, image_size: int = 28, hidden: tuple[int, ...] = (128,)
+    in_channels: int = 1,
+    classes: int = 10,
+    image_size: int = 28,
+    hidden: int | tuple[int, ...] = (128,),
 ) -> Sequential:
     """Build a multilayer perceptron: linear layers with ReLU in between.
 
@@ -32,14 +38,16 @@ def mlp(
     classes
         Numbers in the output.
     hidden
-        Width of each hidden layer.
+        Width of each hidden layer; an int stands for one layer.
 
     Examples
     --------
     >>> mlp(hidden=(64, 32)).output_spec((5, 28, 28, 1)).shape
     (5, 10)
     """
-    widths = (in_channels * image_size**2, *hidden)
+    if not isinstance(hidden, (tuple, list)):
+        hidden = (hidden,)
+    widths = (in_channels * whole_number("mlp", "image_size", image_size) ** 2, *hidden)
     layers: list[Module] = [Flatten()]
     for inputs, outputs in pairwise(widths):
         layers += [Linear(inputs, outputs), ReLU()]
@@ -68,7 +76,7 @@ def lenet(in_channels: int = 1, classes: int = 10, image_size: int = 28) -> Sequ
     >>> lenet(image_size=8).output_spec((5, 8, 8, 1)).shape
     (5, 10)
     """
-    if image_size >= 16:
+    if whole_number("lenet", "image_size", image_size, 2) >= 16:
         between, padding, side = [MaxPool2d(2)], 0, (image_size // 2 - 4) // 2
     else:
         between, padding, side = [], 2, image_size // 2
@@ -106,6 +114,7 @@ def convnet6(in_channels: int = 3, classes: int = 10, image_size: int = 32) -> S
     >>> convnet6().output_spec((5, 32, 32, 3)).shape
     (5, 10)
     """
+    whole_number("convnet6", "image_size", image_size, 8)
     layers: list[Module] = []
     for channels in (32, 64, 128):
         for _ in range(2):
@@ -150,7 +159,7 @@ class GlobalAvgPool2d(Module):
 
     def forward(self, x: Array) -> Array:
         """(n, h, w, c) to (n, c)."""
-        return x.mean((1, 2))
+        return ops.mean(x, (1, 2))
 
 
 def resnet8(in_channels: int = 3, classes: int = 10, image_size: int = 32) -> Sequential:
@@ -209,6 +218,8 @@ def get(name: str, **arguments: Any) -> Module:
     ------
     ValueError
         If there is no such model; the message names the nearest.
+    TypeError
+        If the model takes no such argument; likewise.
 
     Examples
     --------
@@ -218,6 +229,10 @@ def get(name: str, **arguments: Any) -> Module:
     """
     if name not in _MODELS:
         raise ValueError(f"no model is called {name!r}; {nearest(name, _MODELS)}")
+    known = inspect.signature(_MODELS[name]).parameters
+    for argument in arguments:
+        if argument not in known:
+            raise TypeError(f"{name} takes no argument {argument!r}; {nearest(argument, known)}")
     return _MODELS[name](**arguments)
 
 

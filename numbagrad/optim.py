@@ -8,6 +8,7 @@ traced step holds no number that would be frozen in it: ``opt.lr = 0.01`` betwee
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from .array import Array, require_same_device
 from .dispatch import apply_into
 from .layers import Buffer, Parameter, load_states
 from .ops.optimisation import ADAM_UPDATE, COUNT, MOMENTUM_UPDATE, SGD_UPDATE, assign
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Optimizer:
@@ -202,12 +205,13 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0,
     ):
-        self.betas = tuple(_at_least_zero(self, "betas", beta) for beta in betas)
-        if len(self.betas) != 2 or max(self.betas) >= 1:
+        pair = betas if isinstance(betas, (tuple, list)) else ()
+        if len(pair) != 2 or not all(isinstance(b, numbers.Real) and 0 <= b < 1 for b in pair):
             raise ValueError(
                 f"{type(self).__name__}: betas must be two numbers from 0 up to, but not "
                 f"including, 1; got {betas!r}"
             )
+        self.betas = float(betas[0]), float(betas[1])
         self.eps = _at_least_zero(self, "eps", eps)
         self.weight_decay = _at_least_zero(self, "weight_decay", weight_decay)
         super().__init__(params, lr)
@@ -275,8 +279,11 @@ def cosine(progress: float) -> float:
 
 
 def _at_least_zero(optimizer: Optimizer, name: str, value: float) -> float:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{type(optimizer).__name__}: {name} must be at least 0, got {value!r}")
+    if not isinstance(value, numbers.Real) or not 0 <= value <= LARGEST:
+        raise ValueError(
+            f"{type(optimizer).__name__}: {name} must be at least 0 and finite in float32, got "
+            f"{value!r}"
+        )
     return float(value)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import device as devices
 from .array import Array
+from .ops.elementwise import as_ints
 from .ops.sampling import NORMAL, UNIFORM, Generator, default_generator
 
 Shape = int | tuple[int, ...]
@@ -37,7 +38,7 @@ def seed(n: int) -> None:
 
 
 def _draw(op, shape: Shape, dtype: Any, device: str | None, generator: Generator | None) -> Array:
-    shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    shape = as_ints(op.name, "shape", shape)
     generator = generator or default_generator
     return generator.draw(op, devices.resolve(device), shape=shape, dtype=np.dtype(dtype))
 
@@ -106,7 +107,14 @@ def normal(
 # ------------------------------------------------------------- initial weights
 #
 # `fan_in` counts the inputs that an output of a layer sums over, `fan_out` the outputs that an
-# input reaches. Options (dtype, device, generator) are those of `uniform` and `normal`.
+# input reaches; both are above 0. Options (dtype, device, generator) are those of `uniform` and
+# `normal`.
+
+
+def _above_zero(name: str, fan: int) -> int:
+    if not fan > 0:
+        raise ValueError(f"{name} must be above 0, got {fan!r}")
+    return fan
 
 
 def kaiming_uniform(shape: Shape, fan_in: int, *, gain: float = 2**0.5, **options: Any) -> Array:
@@ -121,7 +129,7 @@ def kaiming_uniform(shape: Shape, fan_in: int, *, gain: float = 2**0.5, **option
     >>> bool(weight.abs().max() <= (6 / 100) ** 0.5)
     True
     """
-    bound = gain * math.sqrt(3 / fan_in)
+    bound = gain * math.sqrt(3 / _above_zero("kaiming_uniform: fan_in", fan_in))
     return uniform(shape, -bound, bound, **options)
 
 
@@ -130,7 +138,8 @@ def kaiming_normal(shape: Shape, fan_in: int, *, gain: float = 2**0.5, **options
 
     The normal companion of `kaiming_uniform`, from the same paper.
     """
-    return normal(shape, 0.0, gain / math.sqrt(fan_in), **options)
+    std = gain / math.sqrt(_above_zero("kaiming_normal: fan_in", fan_in))
+    return normal(shape, 0.0, std, **options)
 
 
 def xavier_uniform(
@@ -141,7 +150,7 @@ def xavier_uniform(
     It keeps the variance of activations and gradients through layers of tanh. Glorot and Bengio,
     "Understanding the difficulty of training deep feedforward neural networks" (AISTATS, 2010).
     """
-    bound = gain * math.sqrt(6 / (fan_in + fan_out))
+    bound = gain * math.sqrt(6 / _above_zero("xavier_uniform: fan_in + fan_out", fan_in + fan_out))
     return uniform(shape, -bound, bound, **options)
 
 
@@ -152,7 +161,8 @@ def xavier_normal(
 
     The normal companion of `xavier_uniform`, from the same paper.
     """
-    return normal(shape, 0.0, gain * math.sqrt(2 / (fan_in + fan_out)), **options)
+    fans = _above_zero("xavier_normal: fan_in + fan_out", fan_in + fan_out)
+    return normal(shape, 0.0, gain * math.sqrt(2 / fans), **options)
 
 
 __all__ = [

@@ -7,11 +7,11 @@ lanes at once, ``store`` puts it back::
     @njit
     def axpy(a, x, y, out):
         for i in range(0, x.size, simd.lanes(x)):
-            n = min(simd.lanes(x), x.size - i)
+            n = x.size - i
             simd.store(out, i, a * simd.load(x, i, n) + simd.load(y, i, n), n)
 
 ``i`` counts elements from the start of the (contiguous) array, whatever its number of dimensions.
-With ``n``, only the first ``n`` lanes touch memory: tails are masked, never read out of bounds.
+With ``n``, at most the first ``n`` lanes touch memory: tails are masked, never read out of bounds.
 How many lanes there are follows the processor that Numba compiles for. Integers and booleans
 have one lane, a plain scalar, so a kernel text serves them too.
 
@@ -472,8 +472,7 @@ def _operator(function: Callable, instruction: str) -> None:
         return _common(a, b)
 
     def code(context, builder, sig, args):
-        sides = zip(args, sig.args, strict=True)
-        a, b = (_as_vector(context, builder, *side, sig.return_type) for side in sides)
+        a, b = _operands(context, builder, sig, args)
         return getattr(builder, instruction)(a, b)
 
     for pattern in [(Vector, Vector), (Vector, types.Number), (types.Number, Vector)]:
@@ -566,21 +565,31 @@ def _as_type(context, builder, value, source, target) -> ir.Value:
     return context.cast(builder, value, source, target)
 
 
-def _intrinsic(function: Callable, name: str, count: int) -> None:
-    """Lower a function of ``count`` floats or vectors to the LLVM intrinsic ``name``."""
+def _of_floats(count: int) -> Callable:
+    """Return the typing rule of a lane-wise function of ``count`` floats or vectors."""
 
     def rule(*operands):
         result = _scalar_or_vector(*operands)
         is_float = isinstance(result, (Vector, types.Float))
         return result if is_float and len(operands) == count else None
 
-    _typed(function)(rule)
+    return rule
+
+
+def _operands(context, builder, sig, args) -> list[ir.Value]:
+    """Bring all operands to the type of the result."""
+    sides = zip(args, sig.args, strict=True)
+    return [_as_type(context, builder, *side, sig.return_type) for side in sides]
+
+
+def _intrinsic(function: Callable, name: str, count: int) -> None:
+    """Lower a function of ``count`` floats or vectors to the LLVM intrinsic ``name``."""
+    _typed(function)(_of_floats(count))
 
     @_coded(function)
     def _(context, builder, sig, args):
         result = sig.return_type
-        sides = zip(args, sig.args, strict=True)
-        values = [_as_type(context, builder, *side, result) for side in sides]
+        values = _operands(context, builder, sig, args)
         kind = values[0].type
         suffix = _suffix(kind) if isinstance(result, Vector) else f"f{result.bitwidth}"
         return _call(builder, f"llvm.{name}.{suffix}", kind, values)
@@ -601,8 +610,7 @@ def _extremum(function: Callable, name: str, symbol: str) -> None:
     @_coded(function)
     def _(context, builder, sig, args):
         result = sig.return_type
-        sides = zip(args, sig.args, strict=True)
-        a, b = (_as_type(context, builder, *side, result) for side in sides)
+        a, b = _operands(context, builder, sig, args)
         if isinstance(result, (Vector, types.Float)):
             suffix = _suffix(a.type) if isinstance(result, Vector) else f"f{result.bitwidth}"
             return _call(builder, f"llvm.{name}.{suffix}", a.type, [a, b])
@@ -617,19 +625,12 @@ _extremum(minimum, "minimum", "<")
 
 def _lanewise(function: Callable, name: str, count: int) -> None:
     """Lower a function to one call of the C library's ``name`` for each lane."""
-
-    def rule(*operands):
-        result = _scalar_or_vector(*operands)
-        is_float = isinstance(result, (Vector, types.Float))
-        return result if is_float and len(operands) == count else None
-
-    _typed(function)(rule)
+    _typed(function)(_of_floats(count))
 
     @_coded(function)
     def _(context, builder, sig, args):
         result = sig.return_type
-        sides = zip(args, sig.args, strict=True)
-        values = [_as_type(context, builder, *side, result) for side in sides]
+        values = _operands(context, builder, sig, args)
         dtype = result.dtype if isinstance(result, Vector) else result
         scalar = context.get_value_type(dtype)
         symbol = name + ("f" if dtype.bitwidth == 32 else "")

@@ -15,8 +15,8 @@ import numpy as np
 
 from . import data, ops, random
 from .array import Array, asarray
-from .errors import DataError, nearest
-from .layers import Module
+from .errors import DataError, ShapeError, TraceError, nearest
+from .layers import BatchNorm1d, Module, as_numpy, one_array, whole_number
 from .optim import SGD, Adam, Optimizer
 
 REFRESH = 0.2  # seconds between two looks at the loss: each waits for the device
@@ -139,7 +139,8 @@ def fit(
     batch_size
         Images in each step.
     optimizer
-        ``"adam"``, ``"sgd"`` (with momentum 0.9), or an optimiser made for this model.
+        ``"adam"``, ``"sgd"`` (with momentum 0.9), or an optimiser made for this model. It keeps
+        its learning rate, whatever the schedule does meanwhile.
     lr
         The learning rate; by default 0.001 for Adam and 0.05 for SGD.
     schedule
@@ -168,6 +169,8 @@ def fit(
         If a label has no class in the model's output.
     ShapeError
         If the model does not take such images; the message names the layer.
+    TypeError, ValueError
+        If an argument is of another kind, or does not fit the others.
     FloatingPointError
         If the loss becomes NaN or infinite; the message names the step.
 
@@ -180,13 +183,19 @@ def fit(
     >>> len(history.epochs)
     2
     """
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"fit: epochs must be a whole number of at least 1, got {epochs!r}")
+    _require_kinds("fit", model, loss)
+    if schedule is not None and not callable(schedule):
+        raise TypeError(
+            "fit: schedule must be a function of the share of training done, such as "
+            f"numbagrad.optim.cosine, got {schedule!r}"
+        )
+    epochs = whole_number("fit", "epochs", epochs)
     model.to(device)
     optimizer = _make_optimizer(optimizer, model, lr)
     loader = data.DataLoader(
         train, batch_size, shuffle=True, seed=seed, transform=transform, device=device
     )
+    _check_last_batch(model, loader)
     if test is not None:
         _check(model, data.DataLoader(test, batch_size))
     random.seed(seed)
@@ -204,14 +213,33 @@ def fit(
             run.display.epoch(f"epoch {number:>{len(str(epochs))}}/{epochs}  {epoch}")
     finally:
         run.display.close()
+        optimizer.lr = run.lr
         model.eval()
     return history
+
+
+def _require_kinds(function: str, model: Module, loss: Loss | None = None) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(
+            f"{function}: model must be a numbagrad.layers.Module, got {type(model).__name__}"
+        )
+    if loss is not None and not callable(loss):
+        raise TypeError(
+            f"{function}: loss must be a function of outputs and labels, such as "
+            f"numbagrad.softmax_cross_entropy, got {loss!r}"
+        )
 
 
 def _make_optimizer(optimizer: str | Optimizer, model: Module, lr: float | None) -> Optimizer:
     if isinstance(optimizer, Optimizer):
         if lr is not None:
             raise ValueError("fit: the optimizer has its own lr; leave out lr=")
+        own = {id(parameter) for parameter in model.parameters()}
+        if own.isdisjoint(map(id, optimizer.params)):
+            raise ValueError(
+                "fit: the optimizer holds no parameter of this model; make it with "
+                "model.parameters()"
+            )
         return optimizer
     if optimizer == "adam":
         return Adam(model.parameters(), lr=1e-3 if lr is None else lr)
@@ -255,7 +283,7 @@ class _Run:
     def epoch(self, number: int) -> _Meter:
         """Train for one epoch."""
         self.model.train()
-        meter = _Meter(f"in epoch {number}", self.optimizer)
+        meter = _Meter(f"in epoch {number}", self.lr)
         started = looked = time.perf_counter()
         for step, (images, labels) in enumerate(self.loader, 1):
             if number == step == 1:
@@ -280,9 +308,22 @@ def _check(model: Module, loader: data.DataLoader) -> None:
     _check_outputs(model, loader.images[:1], loader.labels)
 
 
+def _check_last_batch(model: Module, loader: data.DataLoader) -> None:
+    """Refuse a last batch of one image where BatchNorm would take its variance."""
+    size, count = loader.batch_size, len(loader.images)
+    if (count - 1) % size == 0 and any(isinstance(m, BatchNorm1d) for m in model.modules()):
+        raise ValueError(
+            f"fit: {count:,} images in batches of batch_size={size} leave a last batch of one, on "
+            "which BatchNorm1d cannot train; choose another batch_size, or one image less"
+        )
+
+
 def _check_outputs(model: Module, images: Array | np.ndarray, labels: np.ndarray) -> None:
     """Check that the model takes such images, and that its outputs cover all labels."""
-    outputs = model.output_spec(images.shape, images.dtype)
+    try:
+        outputs = model.output_spec(images.shape, images.dtype)
+    except TraceError:  # it looks at values, so give it some
+        outputs = _evaluated(model, asarray(images, device=_device_of(model)))
     if outputs.ndim != 2 or labels.dtype.kind not in "iu":
         return  # not a classifier
     classes = outputs.shape[1]
@@ -298,8 +339,8 @@ def _check_outputs(model: Module, images: Array | np.ndarray, labels: np.ndarray
 class _Meter:
     """Sums up losses and hits over batches; asks the device for them only now and then."""
 
-    def __init__(self, where: str, optimizer: Optimizer | None = None):
-        self._where, self._optimizer = where, optimizer
+    def __init__(self, where: str, lr: float | None = None):
+        self._where, self._lr = where, lr
         self._waiting: list[tuple[Array, Array, Array]] = []
         self._loss = 0.0
         self._hits = 0
@@ -316,9 +357,7 @@ class _Meter:
             self.steps += 1
             value, count = loss.item(), len(labels)
             if not math.isfinite(value):
-                hint = (
-                    f"; a smaller lr than {self._optimizer.lr} may help" if self._optimizer else ""
-                )
+                hint = "" if self._lr is None else f"; a smaller lr than {self._lr} may help"
                 raise FloatingPointError(
                     f"the loss is {value} at step {self.steps} {self._where}{hint}"
                 )
@@ -353,6 +392,7 @@ def evaluate(
 
     The model is switched to evaluation for the time being. Errors are those of `fit`.
     """
+    _require_kinds("evaluate", model, loss)
     loader = data.DataLoader(dataset, batch_size, device=_device_of(model))
     _check(model, loader)
     meter = _Meter("of the evaluation")
@@ -372,22 +412,35 @@ def predict(model: Module, images: Any, batch_size: int = 500) -> np.ndarray:
     model
         Switched to evaluation for the time being.
     images
-        (n, h, w, c), or whatever the model takes.
+        (n, h, w, c), or whatever the model takes; or a data set, with such ``images``.
     batch_size
         Images in each call of the model.
 
     Returns
     -------
     ndarray of int64, shape (n,)
+
+    Raises
+    ------
+    ShapeError
+        If the model's output is not (n, classes).
     """
-    images = np.asarray(images)
+    _require_kinds("predict", model)
+    batch_size = whole_number("predict", "batch_size", batch_size)
+    images = as_numpy(getattr(images, "images", images))
     device = _device_of(model)
     classes = [np.empty(0, np.int64)]
-    with model.evaluating():
-        for start in range(0, len(images), batch_size):
-            outputs = model(asarray(images[start : start + batch_size], device=device))
-            classes.append(outputs.numpy().argmax(1))
+    for start in range(0, len(images), batch_size):
+        outputs = _evaluated(model, asarray(images[start : start + batch_size], device=device))
+        if outputs.ndim != 2:
+            raise ShapeError(f"predict: the output must be (n, classes), got {outputs.shape}")
+        classes.append(outputs.numpy().argmax(1))
     return np.concatenate(classes)
+
+
+def _evaluated(model: Module, images: Array) -> Array:
+    with model.evaluating():
+        return one_array(model, model(images))
 
 
 def _device_of(model: Module) -> str:

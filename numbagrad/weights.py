@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ import safetensors.numpy
 
 from .errors import DataError
 from .jit import write_atomically
-from .layers import Module
+from .layers import Module, as_numpy
 from .optim import Optimizer
+
+NOTES = "numbagrad"  # the entry of a file's metadata that holds ours, as JSON
 
 
 def save(
@@ -49,8 +52,10 @@ def save(
     """
     path = Path(path)
     state = source if isinstance(source, Mapping) else source.state_dict()
-    arrays = {name: np.asarray(value) for name, value in state.items()}
-    notes = dict(metadata) if metadata else None
+    # safetensors writes an array's memory as it lies there, in whatever order.
+    arrays = {name: np.array(as_numpy(value), order="C") for name, value in state.items()}
+    # One entry: safetensors would write several in an order that changes from run to run.
+    notes = {NOTES: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, safetensors.numpy.save(arrays, notes))
 
@@ -70,7 +75,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Read the notes that were saved with the weights. Raises as `load` does."""
     with _opened(path) as file:
-        return file.metadata() or {}
+        return json.loads((file.metadata() or {}).get(NOTES, "{}"))
 
 
 def _opened(path: str | os.PathLike) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 import numbagrad as ng
 from numbagrad.array import DTYPES
-from numbagrad.errors import DeviceError, DTypeError
+from numbagrad.errors import DeviceError, DTypeError, GraphError
 
 FLOAT, INT = ng.asarray([[1.0, 2.5], [3.0, 4.0]]), ng.asarray([1, 2, 3])
 
@@ -76,6 +76,10 @@ def test_astype():
     assert ng.asarray([-1.7, 1.7]).astype("int32").tolist() == [-1, 1]
     with pytest.raises(DTypeError, match="astype: dtype float16 is not supported"):
         INT.astype("float16")
+    with pytest.raises(DTypeError, match=r"astype: dtype flaot32 .* did you mean 'float32'"):
+        INT.astype("flaot32")
+    with pytest.raises(TypeError, match="astype: dtype must be named, got None"):
+        INT.astype(None)
 
 
 # ------------------------------------------------------------------ reading
@@ -170,7 +174,18 @@ def test_duplicates(duplicate, requires_grad):
 
 
 def test_to_the_same_device():
-    assert FLOAT.to("cpu") is FLOAT
+    x = ng.asarray([1.0, 2.0])
+    same = x.to("cpu")
+    assert np.shares_memory(same._data, x._data)
+    same[0] = 5.0
+    assert x.tolist() == [1, 2]
+
+
+def test_gradients_do_not_flow_between_devices(monkeypatch):
+    doubled = ng.asarray([1.0, 2.0], requires_grad=True) * 2
+    monkeypatch.setattr(ng.device, "resolve", lambda name: name)
+    with pytest.raises(GraphError, match=r"from 'cpu' to 'cuda'; .* x\.detach\(\)\.to\('cuda'\)"):
+        doubled.to("cuda")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +241,12 @@ def test_html():
 def test_comparisons_are_elementwise():
     assert (INT == 2).tolist() == [False, True, False]
     assert (INT[::-1] != INT).tolist() == [True, False, True]
+    narrow = ng.asarray([1, 255], dtype="uint8")
+    assert (narrow == -1).tolist() == [False, False]
+    assert (narrow < 300).tolist() == [True, True]
+    assert (np.int64(-1) < narrow).tolist() == [True, True]
+    with pytest.raises(TypeError, match="equal: cannot use NoneType"):
+        assert INT == None  # noqa: E711
     assert len({INT, FLOAT}) == 2  # by identity
 
 
@@ -237,8 +258,27 @@ def test_operands_that_make_no_sense(other):
 
 def test_float32_stays_float32():
     x = ng.asarray([1.0, 2.0])
-    for result in (x * 2.5, 2 / x, x**0.5, x + INT[:2], x.mean(), INT / 2, INT * 0.5, INT.mean()):
+    numpys = x * np.sqrt(2), np.float64(2) - x, x ** np.float64(0.5), INT * np.float64(2)
+    for result in numpys + (
+        x * 2.5,
+        2 / x,
+        x**0.5,
+        x + INT[:2],
+        x.mean(),
+        INT / 2,
+        INT * 0.5,
+        INT.mean(),
+    ):
         assert result.dtype == np.float32
+
+
+def test_logic_is_for_booleans():
+    mask = INT > 1
+    assert (mask & True).tolist() == [False, True, True]
+    assert (np.array([True, False, True]) ^ mask).tolist() == [True, True, False]
+    for combine in (lambda: INT & INT, lambda: mask | INT, lambda: ~INT):
+        with pytest.raises(DTypeError, match="needs bool, got int64"):
+            combine()
 
 
 def test_number_that_does_not_fit():

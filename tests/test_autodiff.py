@@ -462,3 +462,47 @@ def test_any_graph_against_finite_differences(graph):
         return values[-1]
 
     check_grads(evaluate, *(rng.normal(size=shape) for shape in shapes))
+
+
+def test_two_leaves_that_get_one_gradient_do_not_share_it():
+    x = ng.asarray([1.0, 2.0], requires_grad=True)
+    y = ng.asarray([3.0, 4.0], requires_grad=True)
+    (x + y).sum().backward()
+    x.grad[0] = 99.0
+    np.testing.assert_array_equal(y.grad.numpy(), [1, 1])
+
+
+def test_gradients_stay_linked_to_parameters_of_the_function():
+    w = ng.asarray(2.0, requires_grad=True)
+    slope = ng.grad(lambda x: w * x * x)(ng.asarray(3.0))  # 2 w x
+    (slope + w).backward()
+    assert w.grad.item() == 7
+    with ng.no_grad():
+        assert not ng.grad(lambda x: w * x * x)(ng.asarray(3.0)).requires_grad
+
+
+def test_one_no_grad_serves_several_threads():
+    off = ng.no_grad()
+    inside, go_on = threading.Event(), threading.Event()
+    seen = []
+
+    def enter_first():
+        with off:
+            inside.set()
+            go_on.wait(10)
+        seen.append((ng.asarray([1.0], requires_grad=True) * 2).requires_grad)
+
+    thread = threading.Thread(target=enter_first)
+    thread.start()
+    inside.wait(10)
+    with off:
+        go_on.set()
+        thread.join()
+    assert seen == [True]
+    assert (ng.asarray([1.0], requires_grad=True) * 2).requires_grad
+
+
+def test_a_gradient_that_is_no_array_is_refused():
+    x = ng.asarray([1.0, 2.0], requires_grad=True)
+    with pytest.raises(TypeError, match="pass an Array of shape"):
+        (x * x).backward(np.ones(2, np.float32))

@@ -1,5 +1,7 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -39,6 +41,9 @@ def test_train_prints_the_accuracy_last_and_saves(tmp_path):
         (("train", "lenet", "--epoch", "3"), "--epochs"),
         (("train", "lenet", "--epochs", "0"), "--epochs"),
         (("train", "lenet", "--threads", "1000"), "between 1 and"),
+        (("train", "lenet", "--lr", "inf"), "--lr"),
+        (("train", "lenet", "--lr", "nan"), "--lr"),
+        (("train", "lenet", "--seed", str(2**63)), "--seed"),
         (("trian",), "train"),
     ],
 )
@@ -47,6 +52,40 @@ def test_a_wrong_name_gets_the_nearest(arguments, hint):
     assert result.exit_code == 2
     assert hint in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_seed_fixes_every_byte_of_the_weights(tmp_path):
+    threads = ng.get_num_threads()
+    try:
+        for count in (1, threads):
+            out = tmp_path / str(count)
+            arguments = "train", "lenet", "--epochs", 1, "--batch-size", 256, "--seed", 3
+            result = run(*arguments, "--threads", count, "--out", out)
+            assert result.exit_code == 0, result.output
+    finally:
+        ng.set_num_threads(threads)
+    alone, together = (tmp_path / str(count) / "model.safetensors" for count in (1, threads))
+    assert alone.read_bytes() == together.read_bytes()
+
+
+@pytest.mark.parametrize("command", [("train", "mlp"), ("demo",)])
+def test_a_folder_that_cannot_be_made_is_found_before_training(tmp_path, monkeypatch, command):
+    monkeypatch.setattr(cli, "fit", lambda *arguments, **options: pytest.fail("it trained"))
+    file = tmp_path / "file"
+    file.write_text("mine")
+    result = run(*command, "--out", file)
+    assert result.exit_code == 2
+    assert "--out" in result.output
+    result = run(*command, "--out", file / "inside")
+    assert result.exit_code == 1
+    assert "Not a directory" in result.stderr
+    assert file.read_text() == "mine"
+
+
+def test_divergence_names_the_learning_rate_that_was_given():
+    result = run("train", "mlp", "--lr", "1e30", "--epochs", 1)
+    assert result.exit_code == 1
+    assert "a smaller lr than 1e+30 may help" in result.stderr
 
 
 def test_errors_of_ours_are_one_line(monkeypatch):
@@ -64,8 +103,44 @@ def test_doctor():
         assert fact in result.stdout
 
 
+FACTS = {
+    "numba_cuda": "0.30", "simulator": False, "unavailable": None, "toolkit": "13.0",
+    "driver": "13.0", "device": "GPU", "compute_capability": (9, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({}, "GPU, compute capability 9.0, driver for CUDA 13.0"),
+        ({"simulator": True}, "unset NUMBA_ENABLE_CUDASIM"),
+    ],
+)
+def test_doctor_describes_a_gpu(monkeypatch, facts, text):
+    support = SimpleNamespace(describe=lambda: FACTS | facts)
+    monkeypatch.setattr(cli, "backend", lambda name: SimpleNamespace(support=support))
+    assert text in cli._describe_cuda()
+
+
+@pytest.mark.parametrize(
+    ("reason", "mend"),
+    [
+        ("CUDA needs the package numba-cuda", '    pip install "numbagrad[cuda]"'),
+        ("CUDA driver library cannot be found", "    install driver 580"),
+        ("CUDA_ERROR_NO_DEVICE (100)", "    nvidia-smi"),
+        ("disabled due to setting NUMBA_DISABLE_CUDA=1", "    unset NUMBA_DISABLE_CUDA"),
+        ("the toolkit lacks NVVM", "    update the driver"),
+    ],
+)
+def test_doctor_says_what_would_mend_cuda(monkeypatch, reason, mend):
+    def backend(name):
+        raise ng.errors.DeviceError(reason)
+
+    monkeypatch.setattr(cli, "backend", backend)
+    assert mend in cli._describe_cuda()
+
+
 def test_pictures(tmp_path):
-    pytest.importorskip("matplotlib")
     _, test = ng.data.digits()
     classes = test.labels.copy()
     classes[5] += 1

@@ -95,7 +95,12 @@ def test_a_missing_bias_is_a_bias_of_zeros():
         ((1, 4, 4, 3), (3, 3, 3, 8), None, {"dilation": (1, 0)}, ValueError, "dilation must"),
         ((1, 4, 4, 3), (3, 3, 3, 8), None, {"padding": -1}, ValueError, "padding must .* >= 0"),
         ((1, 4, 4, 3), (3, 3, 3, 8), None, {"padding": (1, 1, 1)}, ValueError, "a pair of them"),
-        ((1, 4, 4, 3), (3, 3, 3, 8), None, {"padding": "same"}, ValueError, "got 'same'"),
+        ((1, 4, 4, 3), (3, 3, 3, 8), None, {"padding": "same"}, TypeError, "got 'same'"),
+        ((1, 4, 4, 3), (3, 3, 3, 8), None, {"stride": 1.5}, TypeError, "stride .* got 1.5"),
+        ((1, 4, 4, 3), (3, 3, 3, 8), None, {"stride": 3.0}, TypeError, "stride .* got 3.0"),
+        ((1, 4, 4, 3), (3, 3, 3, 8), None, {"stride": None}, TypeError, "stride .* got None"),
+        ((1, 4, 4, 3), (3, 3, 3, 8), None, {"stride": (3,)}, ValueError, r"got \(3,\)"),
+        ((1, 4, 4, 3), (3, 3, 3, 8), (0,), {}, ShapeError, r"bias \(0,\) must have shape \(8,\)"),
         ((1, 4, 4, 3), (3, 3, 3, 8), None, {"groups": 0}, ValueError, "groups must"),
     ],
 )
@@ -103,6 +108,19 @@ def test_errors_say_what_would_fit(x, weight, bias, window, error, message):
     arrays = [ng.asarray(random(*shape)) for shape in (x, weight, bias) if shape is not None]
     with pytest.raises(error, match=f"conv2d: .*{message}"):
         ng.conv2d(*arrays, **window)
+
+
+def test_what_is_no_array_is_named():
+    x, weight = random(1, 4, 4, 3), random(3, 3, 3, 8)
+    with pytest.raises(TypeError, match="conv2d: x is of type ndarray; ops take Arrays"):
+        ng.conv2d(x, ng.asarray(weight))
+    with pytest.raises(TypeError, match="conv2d: bias is of type float"):
+        ng.conv2d(ng.asarray(x), ng.asarray(weight), 1.0)
+
+
+def test_numpy_integers_are_ints():
+    x, weight = ng.asarray(random(1, 5, 5, 1)), ng.asarray(random(2, 2, 1, 1))
+    assert ng.conv2d(x, weight, stride=np.int64(3)).shape == (1, 2, 2, 1)
 
 
 def test_dtypes_are_not_mixed():

@@ -1,14 +1,17 @@
 """What of CUDA can be tested with plain numba-cuda: no GPU, no CUDA toolkit, no simulator."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cuda_kernels import F32, F64, add_tenth, arrays, gather, softened_log, tiled_matmul
 
 from numbagrad import cuda_support as cs
+from numbagrad import device
 from numbagrad.cuda_support import BLOCK, TILE, launch, types
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +93,24 @@ def test_views_on_a_gpu():
     assert cs.reshape(cs.reshape(one, ()), (1,)).strides == (4,)
 
 
+def test_other_libraries_see_a_view():
+    memory = SimpleNamespace(device_ctypes_pointer=SimpleNamespace(value=4096))
+    x = cs.DeviceNDArray((2, 3), (12, 4), np.float32, stream=7, gpu_data=memory)
+    assert cs.cuda_array_interface(x) == {
+        "version": 3,
+        "shape": (2, 3),
+        "typestr": "<f4",
+        "data": (4096, False),
+        "strides": None,
+        "stream": None,
+    }
+
+
+def test_cpu_memory_is_no_gpu_memory():
+    with pytest.raises(AttributeError, match=r"x\.to\('cuda'\)"):
+        device.CPU.cuda_array_interface(np.ones(1))
+
+
 # --- what is here ----------------------------------------------------------------------------
 
 
@@ -100,15 +121,56 @@ def test_describe():
     assert (facts["device"] is None) == (facts["unavailable"] is not None)
 
 
-def test_missing_numba_cuda_is_explained():
-    code = """
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "numba_cuda" else find(name, *rest)
-import numbagrad.cuda_support
+# --- choosing a device -----------------------------------------------------------------------
+
+# numba-cuda, a driver and a GPU may each be there or not: these processes lack what they say.
+WITHOUT_NUMBA_CUDA = "import sys; sys.modules['numba_cuda'] = None"
+WITH_A_BROKEN_NUMBA_CUDA = "import sys; sys.modules['numba.cuda'] = None"
+WITHOUT_A_GPU = """
+from numbagrad import cuda_support
+cuda_support.why_unavailable = lambda: "the driver is missing."
 """
+TRY_TWICE = """
+import numbagrad as ng
+for _ in range(2):
+    try:
+        print(ng.asarray([1.0], device="{name}").device)
+    except ng.errors.DeviceError as error:
+        print(error)
+"""
+
+
+def try_twice(setting, name):
+    """Return the lines that a new process prints, and those of them that warn."""
+    code = setting + TRY_TWICE.format(name=name)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert result.stderr.splitlines()[-1] == (
-        "numbagrad.errors.DeviceError: "
-        'CUDA needs the package numba-cuda: pip install "numbagrad[cuda]"'
-    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines(), re.findall("Warning: (.*)", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("setting", "start", "end"),
+    [
+        (WITHOUT_NUMBA_CUDA, "CUDA needs the package numba-cuda", ": "),
+        (WITH_A_BROKEN_NUMBA_CUDA, "numba-cuda does not load (", "). Repair it: "),
+        (WITHOUT_A_GPU, "device 'cuda' cannot be used: the driver is missing. ", ", and "),
+    ],
+    ids=["no numba-cuda", "broken numba-cuda", "no GPU"],
+)
+def test_a_missing_device(setting, start, end):
+    lines, warned = try_twice(setting, "cuda")
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(start)
+    assert lines[0].endswith(end + 'pip install "numbagrad[cuda]"')
+    assert not warned
+    warning = f"device 'auto' is the CPU here: {lines[0]}"
+    expected = [] if setting == WITHOUT_NUMBA_CUDA else [warning]
+    assert try_twice(setting, "auto") == (["cpu", "cpu"], expected)
+
+
+def test_auto_takes_a_gpu_but_no_simulator(monkeypatch):
+    cuda = SimpleNamespace(is_simulator=False)
+    monkeypatch.setattr(device, "backend", lambda name: cuda)
+    assert device._auto.__wrapped__() == "cuda"
+    cuda.is_simulator = True
+    assert device._auto.__wrapped__() == "cpu"

@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as hnp
 
 import numbagrad as ng
 from numbagrad.compiler.trace import trace
-from numbagrad.errors import DTypeError, GraphError, ShapeError, TraceError
+from numbagrad.errors import DeviceError, DTypeError, GraphError, ShapeError, TraceError
 from numbagrad.layers import Parameter
 
 X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
@@ -98,6 +98,16 @@ def test_a_bad_key_is_an_index_error(key, message):
     np.testing.assert_array_equal(x.numpy(), X)
 
 
+def test_nothing_moves_to_serve_as_an_index():
+    x = ng.asarray(X)
+    elsewhere = [ng.Array(None, (2,), np.dtype(kind), "cuda") for kind in ("bool", "int64")]
+    for key in elsewhere:
+        with pytest.raises(DeviceError, match=r"indexing: .* 'cpu' and 'cuda'"):
+            x[key]
+        with pytest.raises(DeviceError, match=r"indexing: .* 'cpu' and 'cuda'"):
+            x[key] = 0.0
+
+
 def test_an_empty_axis_has_no_valid_index():
     with pytest.raises(IndexError, match="it has no elements"):
         ng.take(ng.asarray(np.zeros((2, 0))), [0], axis=1)
@@ -180,6 +190,14 @@ def test_a_leaf_is_assigned_to_inside_no_grad_only():
     assert x.requires_grad
     assert x.tolist() == [5.0, 2.0]
     assert x.grad.tolist() == [2.0, 4.0]
+
+
+def test_assignment_without_recording_drops_the_history():
+    x = ng.asarray([1.0, 2.0], requires_grad=True)
+    y = x * x
+    with ng.no_grad():
+        y[0] = 5.0
+    assert not y.requires_grad
 
 
 def test_a_function_may_assign_to_its_argument():

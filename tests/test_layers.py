@@ -8,7 +8,7 @@ import pytest
 
 import numbagrad as ng
 from numbagrad import layers
-from numbagrad.errors import DataError, DTypeError, ShapeError
+from numbagrad.errors import DataError, DTypeError, ShapeError, TraceError
 from numbagrad.layers import BatchNorm2d, Conv2d, Linear, ModuleList, ReLU, Sequential
 
 
@@ -262,12 +262,83 @@ def test_to_another_device_and_back():
         (lambda: Linear(0, 2), "Linear: in_features must be a whole number of at least 1, got 0"),
         (lambda: Conv2d(3, 4, 3, groups=2), "groups=2 must divide in_channels=3"),
         (lambda: Conv2d(3, 4, 0), "kernel_size"),
+        (lambda: Conv2d(3, 4, 3.0), "Conv2d: kernel_size must be a whole number .*, got 3.0"),
+        (
+            lambda: Conv2d(3, 4, (3,)),
+            r"Conv2d: kernel_size .* pair \(rows, columns\).*, got \(3,\)",
+        ),
+        (lambda: Conv2d(3, 4, 3, stride=1.5), "Conv2d: stride .*, got 1.5"),
+        (lambda: Conv2d(3, 4, 3, stride=None), "Conv2d: stride .*, got None"),
+        (lambda: Conv2d(3, 4, 3, stride=0), "Conv2d: stride .*, got 0"),
+        (lambda: Conv2d(3, 4, 3, padding=-1), "Conv2d: padding must be .* at least 0"),
+        (lambda: layers.MaxPool2d(0), "MaxPool2d: kernel_size .*, got 0"),
+        (lambda: layers.AvgPool2d(2, stride=1.5), "AvgPool2d: stride .*, got 1.5"),
+        (lambda: Linear(True, 2), "Linear: in_features .*, got True"),
         (lambda: layers.Dropout(1.0), "Dropout: p"),
+        (lambda: layers.Dropout("0.5"), "Dropout: p must be a number .*, got '0.5'"),
     ],
 )
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_numbers_of_numpy_will_do():
+    layer = Conv2d(np.int64(1), 8, np.int64(3), stride=(np.int32(2), 1))
+    assert repr(layer) == "Conv2d(1, 8, 3, stride=(2, 1))"
+    assert layer(zeros(1, 5, 5, 1)).shape == (1, 2, 3, 8)
+
+
+@pytest.mark.parametrize("x", [np.zeros((1, 2, 2, 3), np.float32), [[1.0, 2.0, 3.0]]])
+@pytest.mark.parametrize(
+    "layer",
+    [Linear(3, 2), Conv2d(3, 2, 1), BatchNorm2d(3), layers.MaxPool2d(1), layers.Flatten(),
+     layers.Dropout().eval(), ng.models.GlobalAvgPool2d()],
+)  # fmt: skip
+def test_layers_take_arrays_only(layer, x):
+    with pytest.raises(TypeError, match=r"x is of type .*pass ng\.asarray\(x\)"):
+        layer(x)
+
+
+def test_inputs_that_do_not_fit():
+    with pytest.raises(ShapeError, match=r"Flatten.*needs \(n, \.\.\.\), got a 0-d array"):
+        layers.Flatten()(zeros())
+    with pytest.raises(DTypeError, match="linear: operands have dtypes float32 and float64"):
+        Linear(2, 2)(ng.asarray(np.zeros((1, 2))))
+    with pytest.raises(DTypeError, match="linear: needs float32 or float64, got int64"):
+        Linear(2, 2)(ng.asarray([[1, 2]]))
+
+
+def test_a_state_is_a_mapping():
+    with pytest.raises(TypeError, match=r"needs arrays by name.*got NoneType"):
+        Linear(2, 2).load_state_dict(None)
+
+
+def test_a_state_may_hold_arrays():
+    model = Linear(2, 1, bias=False)
+    model.load_state_dict({"weight": ng.asarray([[1.0], [2.0]])})
+    assert model.weight.tolist() == [[1.0], [2.0]]
+
+
+def test_shapes_alone_are_not_enough_for_a_model_that_looks_at_values():
+    class Dynamic(layers.Module):
+        def forward(self, x):
+            return x * 2 if x.mean().item() > 1 else x
+
+    with pytest.raises(TraceError, match=r"the forward\(\) of layer '1' looks at values") as caught:
+        Sequential(ReLU(), Dynamic()).output_spec((2, 3))
+    assert "traced" not in str(caught.value)
+    with pytest.raises(TraceError, match="the model looks at values"):
+        Dynamic().summary((3,))
+
+
+def test_an_output_spec_is_of_one_array():
+    class Two(layers.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(TypeError, match=r"Two\.forward\(\) returns a tuple; one Array is needed"):
+        Two().output_spec((2, 3))
 
 
 def test_sequential_takes_only_modules():

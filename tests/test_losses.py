@@ -54,8 +54,17 @@ def test_the_first_bad_label_of_all_shards_is_named():
         ng.softmax_cross_entropy(floats(20_000, 10), ng.asarray(labels))
 
 
+@pytest.mark.parametrize("function", [ng.softmax, ng.log_softmax])
+@pytest.mark.parametrize("axis", [None, (0,), 1.0])
+def test_softmax_takes_one_axis(function, axis):
+    with pytest.raises(TypeError, match=rf"{function.__name__}: axis must be an int, got"):
+        function(floats(2, 3), axis)
+
+
 def test_cross_entropy_refuses():
     labels = ng.asarray([0, 1])
+    with pytest.raises(TypeError, match="softmax_cross_entropy: labels is of type list"):
+        ng.softmax_cross_entropy(floats(2, 2), [0, 1])
     with pytest.raises(ShapeError, match=r"need labels of shape \(3,\).* got \(2,\)"):
         ng.softmax_cross_entropy(floats(3, 2), labels)
     with pytest.raises(DTypeError, match="labels must be integers, got float32"):

@@ -4,8 +4,6 @@ import inspect
 
 import pytest
 
-pytest.importorskip("numba_cuda", reason="numba-cuda has no build for this platform")
-
 import numbagrad  # noqa: F401  (fills the registry)
 from numbagrad import dispatch, kernels_cpu, kernels_cuda
 

@@ -144,8 +144,14 @@ def test_a_state_that_does_not_fit_changes_nothing():
         (lambda p: SGD([], lr=0.1), ValueError, "SGD: there are no parameters"),
         (lambda p: SGD([p, p], lr=0.1), ValueError, "given twice"),
         (lambda p: SGD([Buffer([1.0])], lr=0.1), TypeError, r"params\[0\] is a Buffer"),
-        (lambda p: SGD([p], lr=-0.1), ValueError, "lr must be at least 0, got -0.1"),
-        (lambda p: SGD([p], lr=float("nan")), ValueError, "lr must be at least 0, got nan"),
+        (lambda p: SGD([p], lr=-0.1), ValueError, "lr must be at least 0 .*, got -0.1"),
+        (lambda p: SGD([p], lr=float("nan")), ValueError, "SGD: lr must be .*, got nan"),
+        (lambda p: SGD([p], lr=float("inf")), ValueError, "SGD: lr must be .*, got inf"),
+        (lambda p: SGD([p], lr=1e39), ValueError, "finite in float32, got 1e\\+39"),
+        (lambda p: Adam([p], lr="0.1"), ValueError, "Adam: lr must be at least 0 .*, got '0.1'"),
+        (lambda p: Adam([p], betas=0.9), ValueError, "betas must be two numbers .* got 0.9"),
+        (lambda p: Adam([p], betas=("a", 0.9)), ValueError, "betas must be two numbers"),
+        (lambda p: Adam([p]).load_state_dict(None), TypeError, "arrays by name.*got NoneType"),
         (lambda p: SGD([p], lr=0.1, momentum=-1), ValueError, "momentum must be at least 0"),
         (lambda p: SGD([p], lr=0.1, nesterov=True), ValueError, "needs momentum"),
         (lambda p: Adam([p], betas=(0.9, 1.0)), ValueError, "Adam: betas"),
@@ -155,6 +161,27 @@ def test_a_state_that_does_not_fit_changes_nothing():
 def test_errors(make, error, message):
     with pytest.raises(error, match=message):
         make(Parameter([1.0]))
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([1.0], ng.errors.ShapeError, r"assign: a state of shape \(2,\) cannot take .* \(1,\)"),
+        (ng.asarray([1, 2]), ng.errors.DTypeError, "assign: a state of dtype float32 .* int64"),
+    ],
+)
+def test_assign_names_itself(value, error, message):
+    with pytest.raises(error, match=message):
+        ng.assign(Buffer([1.0, 2.0]), value)
+    with pytest.raises(TypeError, match=r"assign: only Parameters and Buffers .* got Array"):
+        ng.assign(ng.asarray([1.0, 2.0]), value)
+
+
+def test_assign_refuses_another_device():
+    elsewhere = ng.asarray([1.0])
+    elsewhere.device = "cuda"  # nothing is read, so no such device is needed
+    with pytest.raises(ng.errors.DeviceError, match="assign: arrays on different devices"):
+        ng.assign(Buffer([1.0]), elsewhere)
 
 
 def test_a_gradient_of_another_shape_is_refused():

@@ -69,6 +69,9 @@ def test_bits_do_not_depend_on_threads(pool):
         ((1, 2, 4, 3), {"kernel_size": 3}, ShapeError, "3 x 3 does not fit .* 2 x 4"),
         ((1, 4, 4, 3), {"kernel_size": 0}, ValueError, "kernel_size must .* got 0"),
         ((1, 4, 4, 3), {"kernel_size": 2, "stride": 0}, ValueError, "stride must"),
+        ((1, 4, 4, 3), {"kernel_size": 2.0}, TypeError, "kernel_size must be an int .* got 2.0"),
+        ((1, 4, 4, 3), {"kernel_size": None}, TypeError, "kernel_size must be an int"),
+        ((1, 4, 4, 3), {"kernel_size": (2,)}, ValueError, "a pair of them"),
         ((1, 4, 4, 3), {"kernel_size": 2, "padding": -1}, ValueError, "padding must"),
         ((1, 4, 4, 3), {"kernel_size": (3, 2), "padding": (1, 2)}, ValueError, "half"),
     ],
@@ -76,6 +79,12 @@ def test_bits_do_not_depend_on_threads(pool):
 def test_errors_say_what_would_fit(pool, shape, window, error, message):
     with pytest.raises(error, match=f"{pool.__name__}: .*{message}"):
         pool(ng.asarray(np.zeros(shape, np.float32)), **window)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_is_no_array_is_named(pool):
+    with pytest.raises(TypeError, match=f"{pool.__name__}: x is of type ndarray"):
+        pool(np.zeros((1, 2, 2, 1), np.float32), 2)
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -26,11 +26,47 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
         (lambda x: ng.concat([x, x[0]]), r"\(2, 3\) and \(3,\)"),
         (lambda x: ng.concat([x, x[:1]], axis=1), "along axis 1 only"),
         (lambda x: ng.stack([x, x[:1]]), "differ"),
+        (lambda x: ng.permute_dims(x, 1), "each of 2 axes once"),
+        (lambda x: ng.broadcast_to(x, 4), "do not broadcast"),
     ],
 )
 def test_what_does_not_fit_is_named(function, message):
     with pytest.raises(ShapeError, match=message):
         function(ng.asarray(X))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x.reshape(1.0, 6.5), r"reshape: shape must be .* got \(1.0, 6.5\)"),
+        (lambda x: ng.permute_dims(x, (0.0, 1.0)), "permute_dims: axes must be an int or a tuple"),
+        (lambda x: ng.broadcast_to(x, (2.5, 3)), "broadcast_to: shape must be"),
+        (lambda x: x.sum(0.0), "sum: axis must be an int or a tuple of ints, got 0.0"),
+        (lambda x: ng.take(x, [0], None), "take: axis must be an int, got None"),
+        (lambda x: ng.argmax(x, (0,)), "argmax: axis must be an int"),
+        (lambda x: ng.concat(x), "concat: takes a list of arrays, got one array"),
+        (lambda x: ng.stack(x.numpy()), "stack: takes a list of arrays, got one array"),
+        *[
+            (
+                lambda x, function=function: function(x.numpy(), 0),
+                rf"{function.__name__}: x is of type ndarray; ops take Arrays: .*asarray\(x\)",
+            )
+            for function in (
+                *(ng.sum, ng.mean, ng.max, ng.min, ng.argmax, ng.softmax, ng.log_softmax),
+                *(ng.reshape, ng.flatten, ng.expand_dims, ng.squeeze, ng.permute_dims, ng.flip),
+                *(ng.pad, ng.split, ng.broadcast_to, ng.take, ng.dropout),
+            )
+        ],
+    ],
+)
+def test_arguments_of_another_type_are_named(function, message):
+    with pytest.raises(TypeError, match=message):
+        function(ng.asarray(X))
+
+
+def test_concat_takes_any_iterable():
+    joined = ng.concat(ng.asarray([k]) for k in range(3))
+    assert joined.tolist() == [0, 1, 2]
 
 
 def test_concat_brings_dtypes_together():
@@ -69,6 +105,8 @@ def test_neighbouring_rows_share_the_buffer():
         lambda x: ng.concat([x]),
         lambda x: ng.pad(x, 0),
         lambda x: ng.split(x, 1)[0],
+        lambda x: ng.dropout(x, 0.0),
+        lambda x: ng.dropout(x, training=False),
     ],
 )
 def test_a_result_is_another_object(same):

@@ -1,11 +1,12 @@
 """The training loop: it learns, it repeats itself to the bit, and it says what does not fit."""
 
+import matplotlib
 import numpy as np
 import pytest
 
 import numbagrad as ng
 from numbagrad.errors import DataError, ShapeError
-from numbagrad.layers import Dropout, Flatten, Linear, ReLU, Sequential
+from numbagrad.layers import BatchNorm1d, Dropout, Flatten, Linear, Module, ReLU, Sequential
 from numbagrad.train import evaluate, fit, predict
 
 TRAIN, TEST = ng.data.digits()
@@ -74,12 +75,14 @@ def test_a_schedule_moves_the_learning_rate():
     seen = []
 
     def schedule(progress):
-        seen.append(progress)
+        seen.append((progress, optimizer.lr))
         return 1 - progress
 
     quick(model, optimizer=optimizer, lr=None, epochs=2, schedule=schedule)
-    assert seen == pytest.approx([step / 6 for step in range(6)])
-    assert optimizer.lr == pytest.approx(0.5 / 6)
+    progress, lrs = zip(*seen, strict=True)
+    assert progress == pytest.approx([step / 6 for step in range(6)])
+    assert lrs == pytest.approx([0.5, *(0.5 * (1 - step / 6) for step in range(5))])
+    assert optimizer.lr == 0.5  # as it was given
 
 
 def test_without_test_set_and_with_a_transform():
@@ -144,6 +147,18 @@ def test_a_loss_that_is_not_finite_stops():
         ),
         ({"model": ng.models.lenet(in_channels=3, image_size=8)}, ShapeError, "in layer '0'"),
         ({"epochs": 0}, ValueError, "epochs must be a whole number"),
+        ({"loss": "x"}, TypeError, "fit: loss must be a function of outputs and labels.*'x'"),
+        ({"schedule": "cosine"}, TypeError, r"such as numbagrad\.optim\.cosine, got 'cosine'"),
+        (
+            {"optimizer": ng.optim.SGD(Linear(2, 2).parameters(), lr=0.1)},
+            ValueError,
+            "the optimizer holds no parameter of this model",
+        ),
+        (
+            {"model": Sequential(Flatten(), BatchNorm1d(64)), "train": TRAIN.take(129)},
+            ValueError,
+            "129 images in batches of batch_size=128 leave a last batch of one",
+        ),
     ],
 )
 def test_errors_come_before_any_step(arguments, error, message):
@@ -156,8 +171,48 @@ def test_errors_come_before_any_step(arguments, error, message):
         np.testing.assert_array_equal(value, before[name])
 
 
+def test_a_function_is_no_model():
+    for run in (lambda f: fit(f, TRAIN, epochs=1), lambda f: predict(f, TEST)):
+        with pytest.raises(TypeError, match=r"model must be a .*Module, got function"):
+            run(lambda x: x)
+    with pytest.raises(TypeError, match="evaluate: loss must be a function"):
+        evaluate(small_model(), TEST, loss="x")
+
+
+def test_a_model_may_look_at_values():
+    class Dynamic(Module):
+        def __init__(self, classes):
+            self.linear = Linear(64, classes)
+
+        def forward(self, x):
+            h = self.linear(x.reshape(-1, 64))
+            return h * 2 if h.mean().item() > 100 else h
+
+    assert quick(Dynamic(10), epochs=1)[1].epochs[0].train_loss < 3
+    with pytest.raises(DataError, match="the model has 8 outputs"):
+        quick(Dynamic(8))
+
+
+def test_predict_takes_a_data_set_and_says_what_it_needs():
+    model = small_model().eval()
+    np.testing.assert_array_equal(predict(model, TEST), predict(model, TEST.images, 7))
+    with pytest.raises(ValueError, match="predict: batch_size must be a whole number"):
+        predict(model, TEST, batch_size=0)
+    with pytest.raises(ShapeError, match=r"predict: the output must be \(n, classes\)"):
+        predict(ReLU(), TEST)
+
+
+def test_a_model_returns_one_array():
+    class Two(Module):
+        def forward(self, x):
+            return x, x
+
+    for run in (predict, evaluate):
+        with pytest.raises(TypeError, match=r"Two\.forward\(\) returns a tuple; one Array"):
+            run(Two(), TEST)
+
+
 def test_plot(monkeypatch):
-    matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     figure = quick(epochs=2)[1].plot()
     assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy"]

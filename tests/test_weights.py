@@ -28,6 +28,29 @@ def test_an_optimiser_too(tmp_path):
     assert other.lr == 0.25
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.arange(6.0).reshape(2, 3).T,
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(6)[::-2],
+        np.float32(3),
+        ng.asarray([1.0, 2.0]),
+    ],
+)
+def test_arrays_of_any_layout(tmp_path, value):
+    weights.save(tmp_path / "x", {"x": value})
+    np.testing.assert_array_equal(weights.load(tmp_path / "x")["x"], np.asarray(value))
+    assert weights.load(tmp_path / "x")["x"].shape == value.shape
+
+
+def test_notes_do_not_change_the_bytes_from_run_to_run(tmp_path):
+    notes = {"model": "lenet", "data": "digits", "seed": "0"}
+    weights.save(tmp_path / "a", {"x": np.ones(1)}, notes)
+    weights.save(tmp_path / "b", {"x": np.ones(1)}, dict(reversed(notes.items())))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def damage(path, kind):
     content = path.read_bytes()
     if kind == "truncated":

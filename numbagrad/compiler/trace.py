@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import dispatch
-from ..array import Array, Spec, State, Symbol
+from ..array import Array, Spec, State, Symbol, staging
 from ..dispatch import Op, apply, apply_into, interpreter, make_call
-from ..errors import ShapeError, TraceError
+from ..errors import GraphError, ShapeError, TraceError
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -51,6 +51,14 @@ class Equation:
     targets: tuple[State, ...] | None
 
 
+class _Leaf(NamedTuple):
+    """An array from outside, with its gradient and version when the trace first met it."""
+
+    leaf: Array
+    grad: Array | None
+    version: int | None
+
+
 class Trace:
     """A function as a list of equations.
 
@@ -70,14 +78,14 @@ class Trace:
         self.equations: list[Equation] = []
         self.result: Any = None
         self._values = 0
-        self._leaves: dict[int, tuple[Array, Array | None]] = {}  # and their .grad when first met
+        self._leaves: dict[int, _Leaf] = {}
         self._grads: list[tuple[Array, Variable | None]] = []
         self._last_use: list[tuple[int, ...]] = []
 
     @property
     def states(self) -> list[State]:
         """The parameters, buffers and counters that are read or written."""
-        return [leaf for leaf, _ in self._leaves.values() if isinstance(leaf, State)]
+        return [met.leaf for met in self._leaves.values() if isinstance(met.leaf, State)]
 
     # ----------------------------------------------------------------- tracing
 
@@ -91,11 +99,16 @@ class Trace:
         if isinstance(array._data, Symbol):
             return Variable(array._data.index)
         if id(array) not in self._leaves:
-            for leaf, _ in self._leaves.values():
-                if leaf.grad is array:
-                    return GradientOf(leaf)
-            self._leaves[id(array)] = array, array.grad
+            for met in self._leaves.values():
+                if met.leaf.grad is array:
+                    return GradientOf(met.leaf)
+            self.note(array)
         return array
+
+    def note(self, leaf: Array) -> None:
+        """Remember an array from outside as it is now, before the traced function changes it."""
+        if not isinstance(leaf._data, Symbol) and id(leaf) not in self._leaves:
+            self._leaves[id(leaf)] = _Leaf(leaf, leaf.grad, getattr(leaf, "version", None))
 
     def stage(
         self,
@@ -116,18 +129,24 @@ class Trace:
         return outputs if targets is None else targets
 
     def _finish(self, result: Any) -> None:
-        """Take the outputs, gradients left on leaves included, and put the leaves back."""
+        """Take the outputs, and the gradients that are left on leaves."""
         self.result = _map(result, self._operand)
-        for leaf, before in self._leaves.values():
-            after = leaf.grad
+        for met in self._leaves.values():
+            after = met.leaf.grad
             if after is not None and isinstance(after._data, Symbol):
-                self._grads.append((leaf, Variable(after._data.index)))
-                leaf.grad = before
-            elif after is None and before is not None:
-                self._grads.append((leaf, None))
+                self._grads.append((met.leaf, Variable(after._data.index)))
+            elif after is None and met.grad is not None:
+                self._grads.append((met.leaf, None))
         kept: set[int] = {v.number for _, v in self._grads if v is not None}
         _map(self.result, lambda v: kept.add(v.number) if isinstance(v, Variable) else None)
         self._plan_release(kept)
+
+    def _put_back(self) -> None:
+        """Leave the arrays from outside as they were before the trace."""
+        for met in self._leaves.values():
+            met.leaf.grad = met.grad
+            if met.version is not None:
+                met.leaf.version = met.version
 
     def _plan_release(self, kept: set[int]) -> None:
         """Note after which equation each value is needed no more."""
@@ -149,7 +168,7 @@ class Trace:
         ShapeError
             If the arrays are not of the shapes, dtypes and devices that were traced.
         """
-        given = tuple(array.spec for array in args)
+        given = _specs_of(args)
         if given != self.inputs:
             raise ShapeError(
                 f"{self.name} was traced for {_list(self.inputs)}, got {_list(given)}; "
@@ -160,7 +179,15 @@ class Trace:
         def value(operand: Operand) -> Array:
             if isinstance(operand, Variable):
                 return values[operand.number]
-            return operand.leaf.grad if isinstance(operand, GradientOf) else operand
+            if not isinstance(operand, GradientOf):
+                return operand
+            if operand.leaf.grad is None:
+                raise GraphError(
+                    f"{self.name} was traced while .grad of an array of shape "
+                    f"{operand.leaf.shape} held a gradient to add to, and it holds none now; trace "
+                    "a function that calls zero_grad() first"
+                )
+            return operand.leaf.grad
 
         before, dispatch.state.recording = dispatch.state.recording, False
         try:
@@ -241,20 +268,28 @@ def trace(f: Callable, *args: Array) -> Trace:
       v1: float32[2] = multiply(v0, v0)
       return v1
     """
-    for arg in args:
-        if not isinstance(arg, Array):
-            raise TypeError(f"trace: arguments must be arrays, got {type(arg).__name__}")
     traced = Trace(getattr(f, "__name__", type(f).__name__))
-    traced.inputs = tuple(arg.spec for arg in args)
+    traced.inputs = _specs_of(args)
     symbols = []
     for arg in args:
         symbol = traced._symbol(arg.spec)
         symbol.requires_grad = arg.requires_grad
         symbols.append(symbol)
-    with interpreter(traced.stage):
-        result = f(*symbols)
-    traced._finish(result)
+    outer, staging.trace = staging.trace, traced
+    try:
+        with interpreter(traced.stage):
+            traced._finish(f(*symbols))
+    finally:
+        traced._put_back()
+        staging.trace = outer
     return traced
+
+
+def _specs_of(args: tuple[Array, ...]) -> tuple[Spec, ...]:
+    for arg in args:
+        if not isinstance(arg, Array):
+            raise TypeError(f"a trace takes Arrays, got {type(arg).__name__}: use ng.asarray")
+    return tuple(arg.spec for arg in args)
 
 
 def _map(structure: Any, function: Callable) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from ..array import Array, Spec, asarray
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
-from .elementwise import require_float
+from .elementwise import as_ints, require_arrays, require_float
 from .reduction import sum
 
 Pair = tuple[int, int]
@@ -20,16 +20,20 @@ def pair(op: str, name: str, value: int | Pair, least: int) -> Pair:
 
     Raises
     ------
+    TypeError
+        Unless both are ints.
     ValueError
-        Unless both are ints and not below ``least``.
+        If there are not two, or one is below ``least``.
     """
-    both = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
-    if len(both) != 2 or not all(isinstance(v, (int, np.integer)) and v >= least for v in both):
+    both = as_ints(op, name, value)
+    if isinstance(value, (int, np.integer)):
+        both *= 2
+    if len(both) != 2 or min(both) < least:
         raise ValueError(
             f"{op}: {name} must be an int >= {least} or a pair of them (height, width), got "
             f"{value!r}"
         )
-    return int(both[0]), int(both[1])
+    return both
 
 
 def sliding_extents(
@@ -67,11 +71,6 @@ def _conv2d_infer(x, weight, bias, *, stride, padding, dilation, groups):
             f"conv2d: x {x.shape} has {x.shape[3]} channels, and with groups={groups} a weight of "
             f"shape {weight.shape} takes {depth * groups} and gives {out_channels}; weight must be "
             "(r, s, c / groups, k), with c and k multiples of groups"
-        )
-    if bias.shape not in ((out_channels,), (0,)):
-        raise ShapeError(
-            f"conv2d: bias {bias.shape} must have shape {(out_channels,)}, one for each output "
-            "channel"
         )
     extents = sliding_extents("conv2d", x.shape[1:3], kernel, stride, padding, dilation)
     return (x.shape[0], *extents, out_channels), x.dtype
@@ -252,6 +251,8 @@ def conv2d(
         If dtypes differ or are not floats.
     ValueError
         If stride, dilation or groups is below 1, or padding below 0.
+    TypeError
+        If one of them is not made of ints, or something else than an Array is given.
 
     Notes
     -----
@@ -265,13 +266,23 @@ def conv2d(
     Array([[ 8., 12.],
            [20., 24.]], dtype=float32)
     """
+    require_arrays("conv2d", x=x, weight=weight)
+    if bias is None:
+        bias = _no_bias(x.dtype, x.device)
+    else:
+        require_arrays("conv2d", bias=bias)
+        if bias.shape != weight.shape[-1:]:
+            raise ShapeError(
+                f"conv2d: bias {bias.shape} must have shape {weight.shape[-1:]}, one for each "
+                "output channel"
+            )
     if not isinstance(groups, (int, np.integer)) or groups < 1:
         raise ValueError(f"conv2d: groups must be an int >= 1, got {groups!r}")
     return apply(
         _CONV2D,
         x,
         weight,
-        _no_bias(x.dtype, x.device) if bias is None else bias,
+        bias,
         stride=pair("conv2d", "stride", stride, 1),
         padding=pair("conv2d", "padding", padding, 0),
         dilation=pair("conv2d", "dilation", dilation, 1),

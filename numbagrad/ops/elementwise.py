@@ -9,7 +9,31 @@ import numpy as np
 
 from ..array import DTYPES, FLOATS, Array, Spec, asarray
 from ..dispatch import Call, Op, Split, Views, apply, register
-from ..errors import DTypeError, ShapeError
+from ..errors import DTypeError, ShapeError, nearest
+
+# ------------------------------------------------------------- arguments
+
+
+def require_arrays(op: str, **named: Any) -> None:
+    """Raise unless all arguments, given by their names, are Arrays."""
+    for name, x in named.items():
+        if not isinstance(x, Array):
+            raise TypeError(
+                f"{op}: {name} is of type {type(x).__name__}; ops take Arrays: pass "
+                f"ng.asarray({name})"
+            )
+
+
+def as_ints(op: str, name: str, value: Any) -> tuple[int, ...]:
+    """Return an int, or a sequence of ints, as a tuple; whatever else is refused."""
+    try:
+        many = (value,) if isinstance(value, (int, np.integer)) else tuple(value)
+    except TypeError:
+        many = (None,)
+    if not all(isinstance(one, (int, np.integer)) for one in many):
+        raise TypeError(f"{op}: {name} must be an int or a tuple of ints, got {value!r}")
+    return tuple(int(one) for one in many)
+
 
 # ---------------------------------------------------------------- dtypes
 
@@ -46,13 +70,13 @@ def require_same_dtype(op: str, *specs: Spec) -> None:
 def promote(op: str, *operands: Any) -> tuple[Array, ...]:
     """Turn operands into arrays of one dtype on one device.
 
-    Python numbers take the dtype and device of the arrays beside them; a float beside integers
-    makes both float32.
+    Numbers, NumPy's scalars too, take the dtype and device of the arrays beside them; a float
+    beside integers makes both float32.
     """
     arrays = [x for x in operands if isinstance(x, Array)]
     if not arrays:
-        arrays = [asarray(x) for x in operands]
-        operands = arrays
+        arrays = operands = [asarray(x) for x in operands]
+    operands = [_number(x) for x in operands]
     device = arrays[0].device
     dtypes = {x.dtype for x in arrays}
     for x in operands:
@@ -62,9 +86,9 @@ def promote(op: str, *operands: Any) -> tuple[Array, ...]:
             dtypes = dtypes | {np.dtype(np.float32)}
         elif isinstance(x, int) and not isinstance(x, bool) and dtypes == {np.dtype(bool)}:
             dtypes = dtypes | {np.dtype(np.int64)}
-        elif not isinstance(x, (bool, int, float, np.generic, np.ndarray, list, tuple)):
+        elif not isinstance(x, (bool, int, float, np.ndarray, list, tuple)):
             raise TypeError(f"{op}: cannot use {type(x).__name__} as an operand")
-        elif isinstance(x, (np.generic, np.ndarray, list, tuple)):
+        elif isinstance(x, (np.ndarray, list, tuple)):
             dtypes = dtypes | {asarray(x).dtype}
     dtype = dtypes.pop() if len(dtypes) == 1 else result_type(op, *dtypes)
     return tuple(
@@ -77,12 +101,20 @@ def promote(op: str, *operands: Any) -> tuple[Array, ...]:
     )
 
 
+def _number(x: Any) -> Any:
+    """Return a NumPy scalar as the Python number that it stands for."""
+    return x.item() if isinstance(x, np.generic) else x
+
+
 def _constant(x: Any, dtype: np.dtype, device: str) -> Array:
-    if isinstance(x, int) and not isinstance(x, bool) and dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if not limits.min <= x <= limits.max:
-            raise OverflowError(f"{x} does not fit {dtype}")
+    if isinstance(x, int) and not _fits(x, dtype):
+        raise OverflowError(f"{x} does not fit {dtype}")
     return asarray(np.asarray(x, dtype), device=device)
+
+
+def _fits(x: int, dtype: np.dtype) -> bool:
+    """Return whether a dtype can hold a number, if it is one of integers."""
+    return dtype.kind not in "iu" or np.iinfo(dtype).min <= x <= np.iinfo(dtype).max
 
 
 # --------------------------------------------------------------- broadcasting
@@ -123,9 +155,9 @@ def layout_of(out: tuple[int, ...], *shapes: tuple[int, ...]) -> np.ndarray:
             merged.append(list(column))
     if not merged:
         merged = [[1] + [0] * len(shapes)]
-    layout = np.array(merged, np.int64).T.copy()
-    layout.flags.writeable = True
-    return layout
+    # Shared by all calls and never written to. It is not marked read-only all the same: for Numba
+    # that would be another type, and so another compilation of each kernel.
+    return np.array(merged, np.int64).T.copy()
 
 
 def _strides(shape: tuple[int, ...], ndim: int) -> list[int]:
@@ -169,12 +201,21 @@ def split_flat(call: Call) -> list[Split]:
 # ----------------------------------------------------------------- declaring
 
 
-def _unary(name: str, vjp: Any, any_number: bool = False) -> Op:
+def _as_array(x: Any) -> Array:
+    return x if isinstance(x, Array) else asarray(x)
+
+
+_KINDS = {"f": "float32 or float64", "fiu": "numbers", "b": "bool", "fiub": "any dtype"}
+
+
+def _require_kind(op: str, spec: Spec, kinds: str) -> None:
+    if spec.dtype.kind not in kinds:
+        raise DTypeError(f"{op}: needs {_KINDS[kinds]}, got {spec.dtype}; use x.astype()")
+
+
+def _unary(name: str, vjp: Any, kinds: str = "f") -> Op:
     def infer(x):
-        if not any_number:
-            require_float(name, x)
-        elif x.dtype == bool:
-            raise DTypeError(f"{name}: needs numbers, got bool; use x.astype('int64')")
+        _require_kind(name, x, kinds)
         return x.shape, x.dtype
 
     return register(
@@ -194,8 +235,7 @@ def _costly(call: Call) -> tuple[float, float]:
 def _binary(name: str, vjp: Any, result: Any = None, kinds: str = "fiu") -> Op:
     def infer(x, y):
         require_same_dtype(name, x, y)
-        if x.dtype.kind not in kinds:
-            raise DTypeError(f"{name}: dtype {x.dtype} makes no sense here; use x.astype()")
+        _require_kind(name, x, kinds)
         return broadcast_shape(name, x.shape, y.shape), result or x.dtype
 
     return register(
@@ -319,6 +359,7 @@ def pow(x: Any, y: Any) -> Array:
     >>> pow(asarray([2, 3]), 3)
     Array([ 8, 27], dtype=int64)
     """
+    y = _number(y)
     if isinstance(x, Array) and isinstance(y, (int, float)):
         if y == 2:
             return multiply(x, x)  # exact, and the commonest power
@@ -357,7 +398,7 @@ def _compare(name: str) -> Any:
     op = _binary(name, None, result=np.dtype(bool), kinds="fiub")
 
     def function(x: Any, y: Any) -> Array:
-        return apply(op, *promote(name, x, y))
+        return apply(op, *promote(name, *_comparable(x, y)))
 
     symbols = {"equal": "==", "not_equal": "!=", "less": "<", "less_equal": "<="}
     symbols |= {"greater": ">", "greater_equal": ">="}
@@ -366,12 +407,57 @@ def _compare(name: str) -> Any:
     return function
 
 
+def _comparable(x: Any, y: Any) -> tuple[Any, Any]:
+    """Widen an integer array beside an int that its dtype cannot hold: ``uint8 == -1`` is False."""
+    x, y = _number(x), _number(y)
+    if isinstance(x, Array) and isinstance(y, int) and not _fits(y, x.dtype):
+        x = astype(x, np.int64)
+    elif isinstance(y, Array) and isinstance(x, int) and not _fits(x, y.dtype):
+        y = astype(y, np.int64)
+    return x, y
+
+
 equal = _compare("equal")
 not_equal = _compare("not_equal")
 less = _compare("less")
 less_equal = _compare("less_equal")
 greater = _compare("greater")
 greater_equal = _compare("greater_equal")
+
+
+# -------------------------------------------------------------------- logic
+
+_LOGICAL_AND = _binary("logical_and", None, kinds="b")
+_LOGICAL_OR = _binary("logical_or", None, kinds="b")
+_LOGICAL_XOR = _binary("logical_xor", None, kinds="b")
+_LOGICAL_NOT = _unary("logical_not", None, kinds="b")
+
+
+def logical_and(x: Any, y: Any) -> Array:
+    """Return where both of two boolean arrays hold, broadcast; also written ``x & y``.
+
+    Examples
+    --------
+    >>> x = asarray([-1.0, 0.5, 2.0])
+    >>> (x > 0) & (x < 1)
+    Array([False,  True, False], dtype=bool)
+    """
+    return apply(_LOGICAL_AND, *promote("logical_and", x, y))
+
+
+def logical_or(x: Any, y: Any) -> Array:
+    """Return where one or both of two boolean arrays hold, broadcast; also written ``x | y``."""
+    return apply(_LOGICAL_OR, *promote("logical_or", x, y))
+
+
+def logical_xor(x: Any, y: Any) -> Array:
+    """Return where just one of two boolean arrays holds, broadcast; also written ``x ^ y``."""
+    return apply(_LOGICAL_XOR, *promote("logical_xor", x, y))
+
+
+def logical_not(x: Any) -> Array:
+    """Return where a boolean array does not hold; also written ``~x``."""
+    return apply(_LOGICAL_NOT, _as_array(x))
 
 
 # ----------------------------------------------------------------- choosing
@@ -463,11 +549,18 @@ def astype(x: Array, dtype: Any) -> Array:
 
     The result is an array of its own: assigning to its elements leaves ``x`` alone.
     """
-    dtype = np.dtype(dtype)
-    if dtype not in DTYPES:
-        names = ", ".join(map(str, DTYPES))
-        raise DTypeError(f"astype: dtype {dtype} is not supported; use one of {names}")
-    return x.reshape(x.shape) if x.dtype == dtype else apply(_CAST, x, dtype=dtype)
+    require_arrays("astype", x=x)
+    if dtype is None:
+        raise TypeError("astype: dtype must be named, got None")
+    try:
+        wanted = np.dtype(dtype)
+        is_known = wanted in DTYPES
+    except TypeError:
+        is_known = False
+    if not is_known:
+        hint = nearest(str(dtype), map(str, DTYPES))
+        raise DTypeError(f"astype: dtype {dtype} is not supported; {hint}")
+    return x.reshape(x.shape) if x.dtype == wanted else apply(_CAST, x, dtype=wanted)
 
 
 def copy(x: Array) -> Array:
@@ -494,19 +587,20 @@ _BROADCAST_TO = register(
 )
 
 
-def broadcast_to(x: Array, shape: tuple[int, ...]) -> Array:
+def broadcast_to(x: Array, shape: int | tuple[int, ...]) -> Array:
     """Return ``x`` repeated to a shape."""
-    shape = tuple(int(extent) for extent in shape)
+    require_arrays("broadcast_to", x=x)
+    shape = as_ints("broadcast_to", "shape", shape)
     return x.reshape(shape) if x.shape == shape else apply(_BROADCAST_TO, x, shape=shape)
 
 
 # ------------------------------------------------------- functions of one x
 
-_NEGATIVE = _unary("negative", lambda grad_out: -grad_out, any_number=True)
+_NEGATIVE = _unary("negative", lambda grad_out: -grad_out, kinds="fiu")
 _ABS = _unary(
     "abs",
     lambda grad_out, x: where(x > 0, grad_out, where(x < 0, -grad_out, 0.0)),
-    any_number=True,
+    kinds="fiu",
 )
 _EXP = _unary("exp", lambda grad_out, out: grad_out * out)
 _LOG = _unary("log", lambda grad_out, x: grad_out / x)
@@ -588,50 +682,44 @@ def _leaky_relu_backward(x: Array, grad_out: Array, slope: float) -> Array:
     return apply(_LEAKY_RELU_BACKWARD, x, grad_out, slope=slope)
 
 
-def _one(name: str, x: Any) -> Array:
-    if not isinstance(x, Array):
-        x = asarray(x)
-    return x
-
-
 def negative(x: Array) -> Array:
     """Return ``-x``."""
-    return apply(_NEGATIVE, _one("negative", x))
+    return apply(_NEGATIVE, _as_array(x))
 
 
 def abs(x: Array) -> Array:
     """Return ``|x|``; the gradient at 0 is 0."""
-    return apply(_ABS, _one("abs", x))
+    return apply(_ABS, _as_array(x))
 
 
 def exp(x: Array) -> Array:
     """Return e to the power ``x``."""
-    return apply(_EXP, _one("exp", x))
+    return apply(_EXP, _as_array(x))
 
 
 def log(x: Array) -> Array:
     """Return the natural logarithm."""
-    return apply(_LOG, _one("log", x))
+    return apply(_LOG, _as_array(x))
 
 
 def sqrt(x: Array) -> Array:
     """Return the square root."""
-    return apply(_SQRT, _one("sqrt", x))
+    return apply(_SQRT, _as_array(x))
 
 
 def tanh(x: Array) -> Array:
     """Return the hyperbolic tangent."""
-    return apply(_TANH, _one("tanh", x))
+    return apply(_TANH, _as_array(x))
 
 
 def erf(x: Array) -> Array:
     """Return the error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
-    return apply(_ERF, _one("erf", x))
+    return apply(_ERF, _as_array(x))
 
 
 def sigmoid(x: Array) -> Array:
     """Return ``1 / (1 + exp(-x))``."""
-    return apply(_SIGMOID, _one("sigmoid", x))
+    return apply(_SIGMOID, _as_array(x))
 
 
 def relu(x: Array) -> Array:
@@ -642,12 +730,12 @@ def relu(x: Array) -> Array:
     >>> relu(asarray([-1.0, 2.0]))
     Array([0., 2.], dtype=float32)
     """
-    return apply(_RELU, _one("relu", x))
+    return apply(_RELU, _as_array(x))
 
 
 def leaky_relu(x: Array, slope: float = 0.01) -> Array:
     """Return ``x`` where it is positive, else ``slope * x``."""
-    return apply(_LEAKY_RELU, _one("leaky_relu", x), slope=float(slope))
+    return apply(_LEAKY_RELU, _as_array(x), slope=float(slope))
 
 
 def gelu(x: Array) -> Array:
@@ -655,7 +743,7 @@ def gelu(x: Array) -> Array:
 
     Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016); the exact form, by ``erf``.
     """
-    return apply(_GELU, _one("gelu", x))
+    return apply(_GELU, _as_array(x))
 
 
 __all__ = [
@@ -675,6 +763,10 @@ __all__ = [
     "less",
     "less_equal",
     "log",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "logical_xor",
     "maximum",
     "minimum",
     "multiply",

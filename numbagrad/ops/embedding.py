@@ -7,7 +7,7 @@ import numpy as np
 from ..array import Array
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
-from .elementwise import require_float
+from .elementwise import require_arrays, require_float
 
 
 def _infer(weight, indices):
@@ -113,6 +113,7 @@ def embedding(weight: Array, indices: Array) -> Array:
     Array([[3., 4.],
            [3., 4.]], dtype=float32)
     """
+    require_arrays("embedding", weight=weight, indices=indices)
     return apply(_EMBEDDING, weight, indices)
 
 

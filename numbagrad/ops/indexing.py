@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, State, Symbol, asarray, size_of
+from ..array import Array, State, Symbol, asarray, require_same_device, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register, state
 from ..errors import DTypeError, GraphError, ShapeError, TraceError
-from .elementwise import astype, broadcast_to, flat, maximum, where
+from .elementwise import astype, broadcast_to, flat, maximum, require_arrays, where
 from .optimisation import assign
-from .shaping import normalise_axes, permute_dims, reshape, set_slice, take_slice
+from .shaping import one_axis, permute_dims, reshape, set_slice, take_slice
 
 # --------------------------------------------------------------------- take
 
@@ -124,10 +124,11 @@ def take(x: Array, indices: Any, axis: int = 0) -> Array:
     >>> take(asarray([10, 20, 30]), [2, -3])
     Array([30, 10], dtype=int64)
     """
+    require_arrays("take", x=x)
+    axis = one_axis("take", axis, x.ndim)
     indices = indices if isinstance(indices, Array) else asarray(indices, device=x.device)
     if indices.dtype.kind not in "iu":
         raise DTypeError(f"take: indices must be integers, got {indices.dtype}")
-    (axis,) = normalise_axes("take", int(axis), x.ndim)
     return apply(_TAKE, x, astype(indices, np.int64), axis=axis)
 
 
@@ -256,6 +257,7 @@ def _item(x: Array, item: Any) -> Any:
     if isinstance(item, (list, np.ndarray)):
         item = asarray(item, device=x.device)
     if isinstance(item, Array):
+        require_same_device("indexing", (x, item))
         if item.dtype.kind in "iu":
             return astype(item, np.int64)
         if item.dtype == bool and item.ndim:
@@ -358,7 +360,8 @@ def setitem(x: Array, key: Any, value: Any) -> None:
 
     Other objects that hold the old value keep it, the tape's too: so gradients are right for all
     that was computed before and after. Inside ``no_grad`` a Parameter or Buffer is written in
-    place.
+    place, and an array that was computed from others loses its history: no gradient flows through
+    its new value.
 
     Parameters
     ----------

@@ -7,7 +7,15 @@ from typing import Any
 from ..array import Array, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
-from .elementwise import broadcast_shape, broadcast_to, promote, require_float
+from ..simd import TILE_ROWS
+from .elementwise import (
+    broadcast_shape,
+    broadcast_to,
+    flat,
+    promote,
+    require_arrays,
+    require_float,
+)
 from .reduction import sum
 from .shaping import reshape
 
@@ -30,13 +38,11 @@ def _matmul_infer(a, b, *, transpose_a, transpose_b):
 
 
 def _matmul_views(call: Call) -> Views:
-    a, b = call.inputs
-    out = call.outputs[0]
-    return Views(
-        ((size_of(a.shape[:-2]), *a.shape[-2:]), (size_of(b.shape[:-2]), *b.shape[-2:])),
-        ((size_of(out.shape[:-2]), *out.shape[-2:]),),
-        (call.transpose_a, call.transpose_b, 0),
-    )
+    """See everything flat; parameters are n, k, the width of a's rows, and which rows of out."""
+    a = call.inputs[0]
+    m, n = call.outputs[0].shape[-2:]
+    k = _rows_columns(a.shape, call.transpose_a)[1]
+    return flat(call, call.transpose_a, call.transpose_b, n, k, a.shape[-1], 0, m)
 
 
 def _matmul_workspace(call: Call):
@@ -46,12 +52,20 @@ def _matmul_workspace(call: Call):
 
 
 def _matmul_split(call: Call) -> list[Split]:
-    views = _matmul_views(call)
-    (batch_a, _, _), (batch_b, _, _) = views.inputs
-    batch, _, _ = views.outputs[0]
-    if batch > 1:
-        return [Split(batch, (int(batch_a > 1), int(batch_b > 1)), (1,))]
-    return []
+    """Cut a batch into matrices, or one product into rows, as many as a register tile has."""
+    *batch, m, n = call.outputs[0].shape
+    count = size_of(tuple(batch))
+    if count != 1:
+        steps = [size_of(spec.shape[-2:]) if spec.ndim > 2 else 0 for spec in call.inputs]
+        return [Split(count, tuple(steps), (m * n,))]
+
+    def rows(scalars, lo, hi):
+        first, stop = lo * TILE_ROWS, min(hi * TILE_ROWS, m)
+        # The rows of a transposed a are columns, which no slice holds: it comes whole.
+        return (*scalars[:-2], first if call.transpose_a else 0, stop - first)
+
+    step_a = 0 if call.transpose_a else TILE_ROWS * call.inputs[0].shape[-1]
+    return [Split(-(-m // TILE_ROWS), (step_a, 0), (TILE_ROWS * n,), rows)]
 
 
 def _matmul_cost(call: Call) -> tuple[float, float]:
@@ -102,8 +116,9 @@ _MATMUL = register(
 def _matmul(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> Array:
     """Multiply matrices; a batch on one side only, or the same batch on both."""
     if a.ndim > 2 and b.ndim == 2 and not transpose_a:
-        flat = reshape(a, (-1, a.shape[-1]))  # one tall product instead of many small ones
-        out = apply(_MATMUL, flat, b, transpose_a=False, transpose_b=transpose_b)
+        # One tall product instead of many small ones.
+        tall = reshape(a, (size_of(a.shape[:-1]), a.shape[-1]))
+        out = apply(_MATMUL, tall, b, transpose_a=False, transpose_b=transpose_b)
         return reshape(out, (*a.shape[:-1], out.shape[-1]))
     return apply(_MATMUL, a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
@@ -141,9 +156,9 @@ def matmul(a: Any, b: Any) -> Array:
             f"{b.shape[0 if vector_b else -2]}"
         )
     if vector_a:
-        a = reshape(a, (1, -1))
+        a = reshape(a, (1, a.size))
     if vector_b:
-        b = reshape(b, (-1, 1))
+        b = reshape(b, (b.size, 1))
     if a.ndim > 2 and b.ndim > 2 and a.shape[:-2] != b.shape[:-2]:
         batch = broadcast_shape("matmul", a.shape[:-2], b.shape[:-2])
         a, b = broadcast_to(a, batch + a.shape[-2:]), broadcast_to(b, batch + b.shape[-2:])
@@ -168,17 +183,20 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     bias
         (out_features,), or None.
     """
+    require_arrays("linear", x=x, weight=weight)
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[0]:
         raise ShapeError(
             f"linear: x {x.shape} and weight {weight.shape} do not fit; the last extent of x "
             "must be in_features, the first of weight"
         )
-    if bias is not None and bias.shape != weight.shape[1:]:
+    if bias is None:
+        return matmul(x, weight)
+    require_arrays("linear", bias=bias)
+    if bias.shape != weight.shape[1:]:
         raise ShapeError(
             f"linear: bias {bias.shape} must have shape {weight.shape[1:]}, one for each output"
         )
-    out = matmul(x, weight)
-    return out if bias is None else out + bias
+    return matmul(x, weight) + bias
 
 
 __all__ = ["linear", "matmul"]

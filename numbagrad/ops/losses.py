@@ -9,9 +9,9 @@ import numpy as np
 from ..array import Array, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
-from .elementwise import exp, require_float
-from .reduction import mean, normalise_axes, sum
-from .shaping import reshape
+from .elementwise import exp, require_arrays, require_float
+from .reduction import mean, sum
+from .shaping import one_axis, reshape
 
 # ------------------------------------------------------------------- softmax
 
@@ -89,8 +89,8 @@ def softmax(x: Array, axis: int = -1) -> Array:
     >>> softmax(asarray([1000.0, 1000.0]))
     Array([0.5, 0.5], dtype=float32)
     """
-    (axis,) = normalise_axes("softmax", axis, x.ndim)
-    return apply(_SOFTMAX, x, axis=axis)
+    require_arrays("softmax", x=x)
+    return apply(_SOFTMAX, x, axis=one_axis("softmax", axis, x.ndim))
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
@@ -114,8 +114,8 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
     >>> log_softmax(asarray([0.0, 1000.0]))
     Array([-1000.,     0.], dtype=float32)
     """
-    (axis,) = normalise_axes("log_softmax", axis, x.ndim)
-    return apply(_LOG_SOFTMAX, x, axis=axis)
+    require_arrays("log_softmax", x=x)
+    return apply(_LOG_SOFTMAX, x, axis=one_axis("log_softmax", axis, x.ndim))
 
 
 # ------------------------------------------------------------- cross-entropy
@@ -245,6 +245,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, reduction: str = "mea
     >>> softmax_cross_entropy(asarray([[0.0, 0.0]]), asarray([1])).item()  # ln 2
     0.6931471824645996
     """
+    require_arrays("softmax_cross_entropy", logits=logits, labels=labels)
     losses, _ = apply(_CROSS_ENTROPY, logits, labels)
     return _reduced("softmax_cross_entropy", losses, reduction)
 
@@ -272,6 +273,7 @@ def mse_loss(x: Array, target: Array, *, reduction: str = "mean") -> Array:
     >>> mse_loss(asarray([1.0, 2.0]), asarray([1.0, 4.0])).item()
     2.0
     """
+    require_arrays("mse_loss", x=x, target=target)
     require_float("mse_loss", x.spec, target.spec)
     if x.shape != target.shape:
         raise ShapeError(

@@ -13,7 +13,7 @@ from ..array import Array, Spec, State, size_of
 from ..autodiff import no_grad
 from ..dispatch import Call, Op, Split, Views, apply, apply_into, register
 from ..errors import ShapeError
-from .elementwise import require_float, sqrt
+from .elementwise import require_arrays, require_float, sqrt
 from .reduction import mean, sum
 
 # Every kernel sees x as (rows, channels) and what belongs to a channel as (channels,). The number
@@ -224,6 +224,14 @@ def batch_norm(
     Array([[1.],
            [3.]], dtype=float32)
     """
+    require_arrays(
+        "batch_norm",
+        x=x,
+        weight=weight,
+        bias=bias,
+        running_mean=running_mean,
+        running_var=running_var,
+    )
     _check(x, training, weight, bias, running_mean, running_var)
     if not training:
         arrays = x, weight, bias, running_mean, running_var

@@ -7,6 +7,8 @@ import sys
 from .. import autodiff
 from .. import device as devices
 from ..array import Array, from_host
+from ..dispatch import state
+from ..errors import GraphError
 from . import elementwise, indexing, linalg, reduction, shaping
 
 
@@ -21,11 +23,15 @@ _OPERATORS = {
     "truediv": elementwise.divide,
     "pow": elementwise.pow,
     "matmul": linalg.matmul,
+    "and": elementwise.logical_and,
+    "or": elementwise.logical_or,
+    "xor": elementwise.logical_xor,
 }
 
 _METHODS = {
     "__neg__": elementwise.negative,
     "__abs__": elementwise.abs,
+    "__invert__": elementwise.logical_not,
     "__eq__": elementwise.equal,
     "__ne__": elementwise.not_equal,
     "__lt__": elementwise.less,
@@ -61,15 +67,29 @@ def _reshape(x: Array, *shape) -> Array:
 
 
 def _to(x: Array, device: str) -> Array:
-    """Return the array on another device: itself if it is there already, else a copy.
+    """Return the value on a device.
 
-    The copy is not recorded: gradients do not flow from one device to another.
+    On the one where it is, the buffer is shared. Elsewhere it is a copy, and a new leaf: it
+    requires gradients if ``x`` does, but none flow back to ``x``.
+
+    Raises
+    ------
+    DeviceError
+        If the device cannot be used.
+    GraphError
+        If gradients should flow through ``x`` from one device to another.
     """
     name = devices.resolve(device)
     if name == x.device:
-        return x
+        return shaping.reshape(x, x.shape)
+    is_leaf = x._node is None
+    if x.requires_grad and state.recording and not is_leaf:
+        raise GraphError(
+            f"to: gradients do not flow from {x.device!r} to {name!r}; move the leaves that this "
+            f"array was computed from, or give up its history: x.detach().to({name!r})"
+        )
     moved = from_host(x._host(), name)
-    moved.requires_grad = x.requires_grad
+    moved.requires_grad = x.requires_grad and is_leaf
     return moved
 
 

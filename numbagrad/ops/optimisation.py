@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, Spec, State, asarray
-from ..dispatch import Call, Op, Split, Views, apply_into, register, registry
+from ..array import Array, Spec, State, asarray, require_same_device
+from ..dispatch import Call, Op, Split, Views, apply_into, register
 from ..errors import DTypeError, ShapeError
-from .elementwise import flat, require_float
+from .elementwise import _COPY, flat, require_float
 
 
 def assign(target: State, value: Any) -> None:
@@ -31,7 +31,9 @@ def assign(target: State, value: Any) -> None:
 
     Raises
     ------
-    ValueError
+    TypeError
+        If the target is no Parameter or Buffer.
+    ShapeError, DTypeError, DeviceError
         If the shape, dtype or device differs.
 
     Examples
@@ -42,9 +44,22 @@ def assign(target: State, value: Any) -> None:
     >>> rate.item()
     0.5
     """
+    if not isinstance(target, State):
+        raise TypeError(
+            f"assign: only Parameters and Buffers are changed in place, got {type(target).__name__}"
+        )
     if not isinstance(value, Array):
         value = asarray(value, dtype=target.dtype, device=target.device)
-    apply_into((target,), registry["copy"], value)
+    require_same_device("assign", (target, value))
+    if value.shape != target.shape:
+        raise ShapeError(
+            f"assign: a state of shape {target.shape} cannot take values of shape {value.shape}"
+        )
+    if value.dtype != target.dtype:
+        raise DTypeError(
+            f"assign: a state of dtype {target.dtype} cannot take {value.dtype}; use x.astype()"
+        )
+    apply_into((target,), _COPY, value)
 
 
 # ------------------------------------------------------------------- updates

@@ -6,7 +6,7 @@ from ..array import Array
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
 from .convolution import Pair, pair, sliding_extents
-from .elementwise import require_float
+from .elementwise import require_arrays, require_float
 
 
 def _pooled(op: str, x, kernel_size: Pair, stride: Pair, padding: Pair) -> tuple[int, ...]:
@@ -149,6 +149,7 @@ def max_pool2d(
     Array([[ 5.,  7.],
            [13., 15.]], dtype=float32)
     """
+    require_arrays("max_pool2d", x=x)
     return apply(_MAX, x, **_window("max_pool2d", kernel_size, stride, padding))[0]
 
 
@@ -237,6 +238,7 @@ def avg_pool2d(
     Array([[ 2.5,  4.5],
            [10.5, 12.5]], dtype=float32)
     """
+    require_arrays("avg_pool2d", x=x)
     return apply(_AVG, x, **_window("avg_pool2d", kernel_size, stride, padding))
 
 

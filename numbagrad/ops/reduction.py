@@ -7,8 +7,8 @@ import numpy as np
 from ..array import Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
-from .elementwise import astype, broadcast_to
-from .shaping import Axis, normalise_axes, permute_dims, reshape
+from .elementwise import astype, broadcast_to, require_arrays
+from .shaping import Axis, normalise_axes, one_axis, permute_dims, reshape
 
 # An op reduces the run of axes `first` to `stop`; the functions below permute others into one.
 
@@ -168,7 +168,7 @@ def sum(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
     Parameters
     ----------
     x
-        Floats or integers; booleans are counted as int64.
+        Floats or integers. Booleans, and integers narrower than int64, are added up as int64.
     axis
         One axis, several, or None for all.
     keepdims
@@ -180,13 +180,15 @@ def sum(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
     >>> sum(asarray([[1.0, 2.0], [3.0, 4.0]]), axis=0)
     Array([4., 6.], dtype=float32)
     """
-    if x.dtype == bool:
+    require_arrays("sum", x=x)
+    if x.dtype.kind != "f" and x.dtype != np.int64:
         x = astype(x, np.int64)
     return _reduce(_SUM, x, axis, keepdims)
 
 
 def mean(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
     """Return the mean over axes; integers are averaged as float32."""
+    require_arrays("mean", x=x)
     if x.dtype.kind != "f":
         x = astype(x, np.float32)
     count = size_of(tuple(x.shape[one] for one in normalise_axes("mean", axis, x.ndim)))
@@ -200,11 +202,13 @@ def max(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
 
     The gradient goes to the first of equal elements.
     """
+    require_arrays("max", x=x)
     return _reduce(_MAX, x, axis, keepdims)[0]
 
 
 def min(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
     """Return the smallest element over axes; NaN if one is."""
+    require_arrays("min", x=x)
     return _reduce(_MIN, x, axis, keepdims)[0]
 
 
@@ -216,8 +220,9 @@ def argmax(x: Array, axis: int | None = None, *, keepdims: bool = False) -> Arra
     Array
         int64 indices.
     """
-    if axis is not None and not isinstance(axis, (int, np.integer)):
-        raise TypeError(f"argmax: axis must be one int or None, got {axis!r}")
+    require_arrays("argmax", x=x)
+    if axis is not None:
+        axis = one_axis("argmax", axis, x.ndim)
     return _reduce(_MAX, x, axis, keepdims)[1]
 
 

@@ -16,8 +16,9 @@ from .. import device as devices
 from ..array import FLOATS, Array, State
 from ..dispatch import Call, Op, Split, Views, apply, apply_into, register
 from ..errors import DTypeError, ShapeError
-from .elementwise import require_float, where
+from .elementwise import require_arrays, require_float, where
 from .optimisation import COUNT, assign
+from .shaping import reshape
 
 # ---------------------------------------------------------------- generators
 
@@ -171,7 +172,7 @@ def dropout(
     p
         The probability, from 0 to less than 1.
     training
-        False returns ``x`` as it is.
+        False returns the values of ``x`` as they are.
     generator
         Where random numbers come from; by default the one that ``ng.random.seed`` restarts.
 
@@ -190,9 +191,10 @@ def dropout(
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be at least 0 and less than 1, got {p!r}")
+    require_arrays("dropout", x=x)
     require_float("dropout", x.spec)
     if not training or p == 0:
-        return x
+        return reshape(x, x.shape)  # another object, which may be assigned to
     out, _ = (generator or default_generator).draw(_DROPOUT, x.device, x, p=float(p))
     return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,15 @@ import numpy as np
 from ..array import Array, Spec, State, asarray, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
-from .elementwise import broadcast_to, copy, flat, promote, require_same_dtype
+from .elementwise import (
+    as_ints,
+    broadcast_to,
+    copy,
+    flat,
+    promote,
+    require_arrays,
+    require_same_dtype,
+)
 
 Axis = int | tuple[int, ...] | None
 
@@ -21,24 +29,24 @@ def normalise_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
 
     Raises
     ------
+    TypeError
+        If one is not an int.
     ShapeError
         If one is out of range or named twice.
     """
     if axis is None:
         return tuple(range(ndim))
-    axes = (axis,) if isinstance(axis, (int, np.integer)) else tuple(axis)
+    axes = as_ints(op, "axis", axis)
     for one in axes:
-        if not isinstance(one, (int, np.integer)) or not -ndim <= one < ndim:
-            raise ShapeError(
-                f"{op}: axis {one!r} is out of range for an array of {ndim} dimensions"
-            )
-    normal = tuple(sorted(int(one) % ndim for one in axes))
+        if not -ndim <= one < ndim:
+            raise ShapeError(f"{op}: axis {one} is out of range for an array of {ndim} dimensions")
+    normal = tuple(sorted(one % ndim for one in axes))
     if len(set(normal)) != len(normal):
         raise ShapeError(f"{op}: axis {axis} names a dimension twice")
     return normal
 
 
-def _one_axis(op: str, axis: int, ndim: int) -> int:
+def one_axis(op: str, axis: int, ndim: int) -> int:
     """Return one axis as a non-negative int."""
     if not isinstance(axis, (int, np.integer)):
         raise TypeError(f"{op}: axis must be an int, got {axis!r}")
@@ -72,7 +80,8 @@ def reshape(x: Array, shape: int | tuple[int, ...]) -> Array:
     >>> reshape(asarray([[1, 2], [3, 4]]), (-1,)).shape
     (4,)
     """
-    wanted = (shape,) if isinstance(shape, (int, np.integer)) else tuple(int(e) for e in shape)
+    require_arrays("reshape", x=x)
+    wanted = as_ints("reshape", "shape", shape)
     if wanted.count(-1) == 1:
         rest = size_of(tuple(extent for extent in wanted if extent != -1))
         if rest and x.size % rest == 0:
@@ -90,13 +99,15 @@ def flatten(x: Array, start_axis: int = 0) -> Array:
     >>> flatten(asarray(np.zeros((2, 3, 4))), start_axis=1).shape
     (2, 12)
     """
-    first = _one_axis("flatten", start_axis, x.ndim) if x.ndim else 0
+    require_arrays("flatten", x=x)
+    first = one_axis("flatten", start_axis, x.ndim) if x.ndim else 0
     return reshape(x, (*x.shape[:first], size_of(x.shape[first:])))
 
 
 def expand_dims(x: Array, axis: int) -> Array:
     """Return ``x`` with a new axis of extent 1, which becomes number ``axis``."""
-    at = _one_axis("expand_dims", axis, x.ndim + 1)
+    require_arrays("expand_dims", x=x)
+    at = one_axis("expand_dims", axis, x.ndim + 1)
     return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
 
 
@@ -108,6 +119,7 @@ def squeeze(x: Array, axis: Axis = None) -> Array:
     ShapeError
         If a named axis has another extent.
     """
+    require_arrays("squeeze", x=x)
     if axis is None:
         return reshape(x, tuple(extent for extent in x.shape if extent != 1))
     axes = normalise_axes("squeeze", axis, x.ndim)
@@ -161,8 +173,9 @@ def permute_dims(x: Array, axes: tuple[int, ...]) -> Array:
     ShapeError
         If ``axes`` does not name each axis once.
     """
-    given = tuple(axes)
-    normal = tuple(int(axis) % x.ndim if -x.ndim <= axis < x.ndim else axis for axis in given)
+    require_arrays("permute_dims", x=x)
+    given = as_ints("permute_dims", "axes", axes)
+    normal = tuple(axis % x.ndim if -x.ndim <= axis < x.ndim else axis for axis in given)
     if sorted(normal) != list(range(x.ndim)):
         raise ShapeError(f"permute_dims: axes {given} must name each of {x.ndim} axes once")
     if normal == tuple(range(x.ndim)):
@@ -312,6 +325,7 @@ def flip(x: Array, axis: Axis = None) -> Array:
     >>> flip(asarray([1, 2, 3]))
     Array([3, 2, 1], dtype=int64)
     """
+    require_arrays("flip", x=x)
     axes = normalise_axes("flip", axis, x.ndim)
     flipped = [one in axes for one in range(x.ndim)]
     starts = tuple(extent - 1 if f else 0 for f, extent in zip(flipped, x.shape, strict=True))
@@ -340,6 +354,7 @@ def pad(x: Array, pad_width: Any, *, value: float = 0) -> Array:
     >>> pad(asarray([1, 2]), (1, 2))
     Array([0, 1, 2, 0, 0], dtype=int64)
     """
+    require_arrays("pad", x=x)
     try:
         widths = np.broadcast_to(pad_width, (x.ndim, 2)).tolist()
     except ValueError:
@@ -377,7 +392,8 @@ def split(x: Array, sections: int | Sequence[int], axis: int = 0) -> list[Array]
     >>> split(asarray([1, 2, 3, 4]), [1])
     [Array([1], dtype=int64), Array([2, 3, 4], dtype=int64)]
     """
-    axis = _one_axis("split", axis, x.ndim)
+    require_arrays("split", x=x)
+    axis = one_axis("split", axis, x.ndim)
     extent = x.shape[axis]
     if isinstance(sections, (int, np.integer)):
         if sections < 1 or extent % sections:
@@ -386,8 +402,8 @@ def split(x: Array, sections: int | Sequence[int], axis: int = 0) -> list[Array]
             )
         places = range(extent // sections, extent, extent // sections) if extent else ()
     else:
-        places = sections
-    bounds = [0, *(min(int(place), extent) for place in places), extent]
+        places = as_ints("split", "sections", sections)
+    bounds = [0, *(min(place, extent) for place in places), extent]
     if bounds != sorted(bounds):
         raise ShapeError(f"split: places {list(places)} must ascend from 0")
     return [_part(x, axis, lo, hi) for lo, hi in pairwise(bounds)]
@@ -429,7 +445,18 @@ _CONCAT = register(
 )
 
 
-def concat(arrays: Sequence[Array], *, axis: int | None = 0) -> Array:
+def _listed(op: str, arrays: Iterable[Array]) -> list[Array]:
+    """Return the arrays to be joined, if that is what they are."""
+    if isinstance(arrays, (Array, np.ndarray)):
+        raise TypeError(f"{op}: takes a list of arrays, got one array; pass {op}([x, y])")
+    arrays = list(arrays)
+    if not arrays:
+        raise ShapeError(f"{op}: needs at least one array")
+    device = next((x.device for x in arrays if isinstance(x, Array)), None)
+    return [x if isinstance(x, Array) else asarray(x, device=device) for x in arrays]
+
+
+def concat(arrays: Iterable[Array], *, axis: int | None = 0) -> Array:
     """Join arrays along an axis that they have; None joins them flattened.
 
     Parameters
@@ -449,11 +476,10 @@ def concat(arrays: Sequence[Array], *, axis: int | None = 0) -> Array:
     >>> concat([asarray([1.0, 2.0]), asarray([3.0])])
     Array([1., 2., 3.], dtype=float32)
     """
-    if not arrays:
-        raise ShapeError("concat: needs at least one array")
+    arrays = _listed("concat", arrays)
     if axis is None:
         arrays, axis = [reshape(x, (x.size,)) for x in arrays], 0
-    axis = _one_axis("concat", axis, arrays[0].ndim)
+    axis = one_axis("concat", axis, arrays[0].ndim)
     around = {(x.shape[:axis], x.shape[axis + 1 :]) for x in arrays}
     if len(around) > 1:
         shapes = " and ".join(map(str, dict.fromkeys(x.shape for x in arrays)))
@@ -468,7 +494,7 @@ def concat(arrays: Sequence[Array], *, axis: int | None = 0) -> Array:
     return arrays[0]
 
 
-def stack(arrays: Sequence[Array], *, axis: int = 0) -> Array:
+def stack(arrays: Iterable[Array], *, axis: int = 0) -> Array:
     """Join arrays of one shape along a new axis, which becomes number ``axis``.
 
     Examples
@@ -477,6 +503,7 @@ def stack(arrays: Sequence[Array], *, axis: int = 0) -> Array:
     Array([[1, 3],
            [2, 4]], dtype=int64)
     """
+    arrays = _listed("stack", arrays)
     shapes = {x.shape for x in arrays}
     if len(shapes) > 1:
         raise ShapeError(f"stack: shapes {' and '.join(map(str, sorted(shapes)))} differ")

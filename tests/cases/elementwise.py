@@ -88,6 +88,22 @@ COMPARISONS = [
     Case("equal, booleans", ng.equal, (INTEGERS > 0, INTEGERS[:, None] < 2), np.equal),
 ]
 
+BOOLEANS = np.array([False, True])
+
+LOGIC = [
+    *[
+        Case(name, getattr(ng, name), (BOOLEANS[:, None], BOOLEANS), getattr(np, name), ops=(name,))
+        for name in ("logical_and", "logical_or", "logical_xor")
+    ],
+    Case("logical_not", ng.logical_not, (BOOLEANS,), np.logical_not, ops=("logical_not",)),
+    Case(
+        "logical operators",
+        lambda x, y: ~(x & y) ^ (x | y),
+        (rng.random((3, 5)) < 0.5, rng.random(5) < 0.5),
+        lambda x, y: ~(x & y) ^ (x | y),
+    ),
+]
+
 MASK = rng.random((3, 5)) < 0.5
 
 CHOOSING = [
@@ -170,4 +186,4 @@ UNARY = [
     ],
 ]
 
-CASES = BROADCAST + BINARY + COMPARISONS + CHOOSING + UNARY
+CASES = BROADCAST + BINARY + COMPARISONS + LOGIC + CHOOSING + UNARY

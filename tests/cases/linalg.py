@@ -4,6 +4,7 @@ import numpy as np
 
 import numbagrad as ng
 from numbagrad.dispatch import apply, registry
+from numbagrad.simd import TILE_ROWS
 from numbagrad.testing import Case
 
 rng = np.random.default_rng(3)
@@ -28,14 +29,16 @@ SHAPES = [
     ((4,), (2, 4, 3)),
     ((0, 4), (4, 3)),
     ((3, 0), (0, 2)),
+    ((2, 3, 0), (0, 4)),
+    ((0,), (0, 2)),
     ((0, 2, 3), (0, 3, 2)),
 ]
 
 
-def turned(transpose_a, transpose_b, batch=()):
-    a, b = normal(*batch, 3, 4), normal(*batch, 4, 5)
+def turned(transpose_a, transpose_b, batch=(), m=3):
+    a, b = normal(*batch, m, 4), normal(*batch, 4, 5)
     return Case(
-        f"matmul, transposed {transpose_a} {transpose_b}, batch {batch}",
+        f"matmul, transposed {transpose_a} {transpose_b}, batch {batch}, {m} rows",
         lambda a, b: apply(
             registry["matmul"], a, b, transpose_a=transpose_a, transpose_b=transpose_b
         ),
@@ -54,6 +57,9 @@ CASES = [
     turned(True, False),
     turned(False, True),
     turned(True, True),
+    # Rows enough for three shards of whole tiles and a rest.
+    *[turned(a, b, m=3 * TILE_ROWS + 1) for a in (False, True) for b in (False, True)],
+    turned(True, True, (1,), m=2 * TILE_ROWS),
     turned(True, True, (2,)),
     turned(False, True, (2,)),
     Case("matmul, itself", lambda x: x @ x.T, (normal(3, 4),), lambda x: x @ x.T),

@@ -46,6 +46,10 @@ SUMS = [
     reducing("sum", 0, False, normal(3, 17)),
     reducing("sum", 0, False, INTEGERS),
     reducing("sum", None, False, INTEGERS > 0),
+    *[
+        reducing("sum", 0, False, np.full((3, 2), 100, dtype))
+        for dtype in ("int8", "uint8", "int16", "int32", "uint32")
+    ],
     reducing("mean", None, False),
     reducing("mean", (0, 2), True),
 ]

@@ -5,6 +5,13 @@ import pytest
 
 import numbagrad as ng
 
+
+def assign_out_of_range(make):
+    x = make(2, 3) * 1  # no leaf
+    x[make(2, dtype="int64") * 2] = 0
+    return x
+
+
 # Each takes `make(*shape, dtype=...)`, which makes an array of ones on the device under test.
 MISTAKES = {
     "broadcasting": lambda make: make(2, 3) + make(2, 4),
@@ -30,7 +37,19 @@ MISTAKES = {
     "a label out of range": lambda make: ng.softmax_cross_entropy(
         make(2, 3), make(2, dtype="int64") * 3
     ),
+    "a negative label": lambda make: ng.softmax_cross_entropy(
+        make(2, 3), make(2, dtype="int64") * -1
+    ),
     "an index out of range": lambda make: ng.embedding(make(3, 2), make(2, dtype="int64") * 5),
+    "a negative index": lambda make: ng.embedding(make(3, 2), make(2, 2, dtype="int8") * -1),
+    "take": lambda make: ng.take(make(2, 3), make(2, dtype="int64") * 3, axis=1),
+    "take from the end": lambda make: ng.take(make(2, 3), make(2, dtype="int32") * -4, axis=1),
+    "take of nothing": lambda make: ng.take(make(0, 3), make(2, dtype="int64"), axis=0),
+    "x[indices]": lambda make: make(2, 3)[make(2, dtype="int64") * 2],
+    "x[indices, indices]": lambda make: make(2, 3)[
+        make(2, dtype="int64"), make(2, dtype="int64") * 3
+    ],
+    "x[indices] = value": assign_out_of_range,
     "backward of many": lambda make: (make(3) * 2).backward(),
 }
 
@@ -41,6 +60,7 @@ def refusal(mistake, device):
 
     with pytest.raises(Exception) as caught:  # noqa: PT011  (which one is what is compared)
         mistake(make).numpy()  # an error that a kernel finds shows at the next read
+    make(1).numpy()  # and no other follows from it
     return type(caught.value), str(caught.value)
 
 

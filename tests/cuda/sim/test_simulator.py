@@ -19,6 +19,8 @@ from numbagrad import cuda_support as cs
 from numbagrad.cuda_support import BLOCK, TILE, compile_offline, launch
 from numbagrad.errors import DeviceError
 
+pytestmark = pytest.mark.smoke
+
 # --- launching -------------------------------------------------------------------------------
 
 

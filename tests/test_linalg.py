@@ -1,0 +1,36 @@
+"""Matrix products beyond their cases: large enough for threads."""
+
+import numpy as np
+import pytest
+
+import numbagrad as ng
+from numbagrad.dispatch import apply, plan_for, registry
+
+MATMUL = registry["matmul"]
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_one_product_is_spread_over_threads(transpose_a, transpose_b):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(333, 200)), rng.normal(size=(200, 150))
+    expected = a @ b
+    arrays = [
+        ng.asarray((x.T if transpose else x).astype(np.float32))
+        for x, transpose in ((a, transpose_a), (b, transpose_b))
+    ]
+    params = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    plan = plan_for(MATMUL, tuple(arrays), params)
+    assert plan.shards.count > 1
+    out = apply(MATMUL, *arrays, **params).numpy()
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+    plan.shards, whole = None, np.empty((333, 150), np.float32)
+    plan.run([x._data for x in arrays], [whole])
+    MATMUL._plans.clear()
+    np.testing.assert_array_equal(out, whole)
+
+
+def test_linear_names_what_is_no_array():
+    with pytest.raises(TypeError, match="linear: weight is of type ndarray; ops take Arrays"):
+        ng.linear(ng.asarray([1.0]), np.ones((1, 2), np.float32))
