@@ -187,6 +187,10 @@ class Array:
         view.flags.writeable = False
         return view
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return devices.backend(self.device).cuda_array_interface(self._data)
+
     def __dlpack__(self, **options):
         return self.__array__(copy=True).__dlpack__(**options)
 

@@ -25,12 +25,13 @@ import numpy as np
 from . import device as devices
 from .array import FLOATS, Array, Spec, State, require_same_device, size_of
 from .errors import NO_ERROR
-from .jit import address_of, load_source
+from .jit import RETURNS, address_of, load_source
 
 # Sharding. All of it depends on shapes only, so that bits do not depend on the thread count.
 SHARD_NS = 20_000  # a shard takes at least this long, or threads cost more than they gain
 MAX_SHARDS = 16
 MAX_PARTIAL_SHARDS = 8  # each needs its own copy of the output
+COMBINES = ("sum", "max", "min")  # what can be done with shards' partial outputs
 MAX_PLANS = 1024  # for each op; a program with ever new shapes must not keep them all
 NS_PER_FLOP, NS_PER_BYTE = 0.02, 0.1  # one core: 50 GFLOP/s, 10 GB/s
 
@@ -75,15 +76,27 @@ class Split:
     inputs
         For each input as the kernel sees it, the leading rows that a unit takes; 0 = all of it.
     outputs
-        The same for each output, or how shards' partial outputs combine: ``"sum"``, ``"min"``.
+        The same for each output, or how shards' partial outputs combine: ``"sum"``, ``"max"`` or
+        ``"min"``.
     scalars
         ``scalars(scalars, lo, hi)`` returns the kernel parameters of the shard ``lo:hi``.
+
+    Raises
+    ------
+    ValueError
+        If a partial output combines in another way.
     """
 
     size: int
     inputs: tuple[int, ...]
     outputs: tuple[int | str, ...]
     scalars: Callable[[tuple, int, int], tuple] | None = None
+
+    def __post_init__(self):
+        for rows in self.outputs:
+            if isinstance(rows, str) and rows not in COMBINES:
+                known = ", ".join(map(repr, COMBINES))
+                raise ValueError(f"Split: partial outputs combine by {known}, got {rows!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +125,8 @@ class Op:
         ``arrange(call)`` returns the `Views` that the kernel is called with. By default arrays
         are passed as they are and parameters in order.
     split
-        ``split(call)`` returns the ways to cut the call into shards, best first. None runs whole:
-        a written reason belongs beside it.
+        ``split(call)`` returns a list of the ways to cut the call into shards, best first. None
+        runs whole: a written reason belongs beside it.
     workspace
         ``workspace(call)`` returns (shape, dtype) of each scratch array that a shard wants.
     cost
@@ -176,6 +189,7 @@ class _ThreadState(threading.local):
     def __init__(self):
         self.interpreters: list = [run_eagerly]
         self.recording = True
+        self.threads = numba.config.NUMBA_NUM_THREADS  # what Numba uses for this thread's drivers
 
 
 _recorder: Callable | None = None
@@ -199,12 +213,16 @@ def interpreter(run: Callable):
 
 def apply(op: Op, *inputs: Array, **params: Any) -> Array | tuple[Array, ...]:
     """Run an op and return its output, or the tuple of its outputs."""
-    outputs = state.interpreters[-1](op, inputs, params, None)
-    if state.recording and op.vjp is not None:
-        for array in inputs:
-            if array.requires_grad:
-                _recorder(op, inputs, outputs, params)
-                break
+    try:
+        outputs = state.interpreters[-1](op, inputs, params, None)
+        if state.recording and op.vjp is not None:
+            for array in inputs:
+                if array.requires_grad:
+                    _recorder(op, inputs, outputs, params)
+                    break
+    except AttributeError:
+        _require_arrays(op, inputs)
+        raise
     return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -217,9 +235,27 @@ def apply_into(targets: tuple[State, ...], op: Op, *inputs: Array, **params: Any
     for target in targets:
         if not isinstance(target, State):
             raise TypeError(f"{op.name}: only Parameters and Buffers are changed in place")
-    state.interpreters[-1](op, inputs, params, targets)
+    try:
+        state.interpreters[-1](op, inputs, params, targets)
+    except AttributeError:
+        _require_arrays(op, inputs)
+        raise
     for target in targets:
         target.version += 1
+
+
+def _require_arrays(op: Op, inputs: tuple) -> None:
+    """Raise a clear error for what is no Array. Called when one failed, as looking first costs."""
+    names = op.input_names
+    for k, x in enumerate(inputs):
+        if not isinstance(x, Array):
+            name = names[min(k, len(names) - 1)]
+            if name.startswith("*"):
+                name = f"{name[1:]}[{k - len(names) + 1}]"
+            kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+            raise TypeError(
+                f"{op.name}: {name} is a {kind}; ops take Arrays: pass ng.asarray({name})"
+            ) from None
 
 
 # ------------------------------------------------------------------- plans
@@ -252,7 +288,9 @@ class Plan:
             return
         if self.workspace:
             outputs = outputs + [backend.empty(shape, dtype) for shape, dtype in self.workspace]
-        self.kernel(*inputs, *scalars, *outputs, *backend.launch_arguments)
+        returned = self.kernel(*inputs, *scalars, *outputs, *backend.launch_arguments)
+        if returned is not None:
+            raise TypeError(RETURNS.format(self.kernel.__name__, type(returned).__name__))
 
 
 def _changed(specs: tuple[Spec, ...], shapes: tuple[tuple[int, ...], ...]) -> list:
@@ -269,8 +307,14 @@ def _reshaped(backend, buffers: list, shapes: list) -> list:
 
 def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     """Return the plan of a call, from the op's memory or made now."""
-    key = tuple(params.values()), tuple([(x.shape, x.dtype, x.device) for x in inputs])
-    plan = op._plans.get(key)
+    key = tuple([(x.shape, x.dtype, x.device) for x in inputs])
+    if params:
+        key = key, _typed(tuple(params.values()))
+    try:
+        plan = op._plans.get(key)
+    except TypeError:
+        _require_hashable(op, params)
+        raise
     if plan is None:
         if len(op._plans) >= MAX_PLANS:
             op._plans.clear()
@@ -279,9 +323,37 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     return plan
 
 
+def _typed(values: tuple) -> tuple:
+    """Return parameters as part of a key: 1 is not True there, 0.0 not -0.0, and NaN is NaN."""
+    kinds = tuple(map(type, values))
+    if not _SIMPLE.issuperset(kinds):
+        values = tuple(
+            [
+                _typed(v) if kind is tuple else repr(v) if issubclass(kind, _FLOATING) else v
+                for v, kind in zip(values, kinds, strict=True)
+            ]
+        )
+    return kinds, values
+
+
+_SIMPLE = {int, bool, str, type(None)}
+_FLOATING = (float, np.floating)
+
+
+def _require_hashable(op: Op, params: dict[str, Any]) -> None:
+    for name, value in params.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                f"{op.name}: parameter {name} must be hashable, such as a number, a string or a "
+                f"tuple; got a {type(value).__name__}"
+            ) from None
+
+
 def make_call(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Call:
     """Check a call and infer its outputs."""
-    device = require_same_device(op.name, specs) if specs else params["device"]
+    device = require_same_device(op.name, specs)
     inferred = op.infer(*specs, **params)
     if len(op.outputs) == 1:
         inferred = (inferred,)
@@ -395,20 +467,29 @@ def _raise_bad_value(op: Op, flag, inputs: tuple[Array, ...], call: Call, read: 
 
 
 def shard_bounds(size: int, shards: int) -> np.ndarray:
-    """Return where each of ``shards`` nearly equal shards of ``size`` units starts and ends."""
+    """Cut ``size`` units into ``shards``: shard ``t`` is ``bounds[t]:bounds[t + 1]``.
+
+    Their sizes differ by one at most.
+    """
     return np.array([size * t // shards for t in range(shards + 1)], np.int64)
 
 
 def _choose_shards(op, call, views, kernel, workspace) -> _Shards | None:
-    """Take the first split that gives at least two shards worth a thread each."""
+    """Take the split with the most shards worth a thread each, the first of equals.
+
+    None runs in one piece: no split gives two.
+    """
     if op.cost is not None:
         flops, moved = op.cost(call)
     else:
         flops = 0
         moved = sum(spec.size * spec.dtype.itemsize for spec in (*call.inputs, *call.outputs))
     worth = int(max(flops * NS_PER_FLOP, moved * NS_PER_BYTE) // SHARD_NS)
+    splits = op.split(call)
+    if isinstance(splits, Split):
+        raise TypeError(f"{op.name}: split must return a list of Splits, got a Split")
     best = None
-    for split in op.split(call):
+    for split in splits:
         partial = any(isinstance(rows, str) for rows in split.outputs)
         count = min(worth, split.size, MAX_PARTIAL_SHARDS if partial else MAX_SHARDS)
         if count >= 2 and (best is None or count > best[1]):
@@ -463,21 +544,39 @@ class _Shards:
         ]
         scratch = [np.empty(shape, dtype) for shape, dtype in self.workspace]
         if self.address is None:
-            self.address = address_of(self.kernel, self._one_shard(inputs, outs, scratch))
-        self.driver(self.address, self.bounds, self.rows, *inputs, *self.scalars, *outs, *scratch)
+            self.address = address_of(self.kernel, self._arguments(0, inputs, outs, scratch))
+        if state.threads != _threads:
+            numba.set_num_threads(_threads)
+            state.threads = _threads
+        status = np.empty(self.count, np.int32)
+        self.driver(
+            self.address, status, self.bounds, self.rows, *inputs, *self.scalars, *outs, *scratch
+        )
+        if status.any():
+            self._raise_again(int(status.argmax()), inputs, outs, scratch)
         for out, part, rows in zip(outputs, outs, self.split.outputs, strict=True):
             if rows == "sum":
                 _sum_partials(part.reshape(-1), self.count, size_of(out.shape), out.reshape(-1))
-            elif rows == "min":
-                np.min(part, axis=0, out=out)
+            elif isinstance(rows, str):
+                getattr(np, rows)(part, axis=0, out=out)
 
-    def _one_shard(self, inputs: list, outputs: list, scratch: list) -> list:
-        """Return arguments of the types that the kernel has in a shard."""
+    def _raise_again(self, shard: int, inputs: list, outputs: list, scratch: list) -> None:
+        """Run a shard that failed as a Python function, which raises what a thread could not."""
+        self.kernel(*self._arguments(shard, inputs, outputs, scratch))
+        raise RuntimeError(f"kernel {self.kernel.__name__} failed in shard {shard}, but only once")
+
+    def _arguments(self, shard: int, inputs: list, outputs: list, scratch: list) -> list:
+        """Return what the driver passes to the kernel for a shard."""
+        lo, hi = self.bounds[shard : shard + 2]
+        ins = [x[lo * r : hi * r] if r else x for x, r in zip(inputs, self.rows, strict=False)]
         pairs = zip(self.scalars, self.varies, strict=True)
-        scalars = [value[0] if varies else value for value, varies in pairs]
-        pairs = zip(outputs, self.partial, strict=True)
-        outputs = [out if partial is None else out[0] for out, partial in pairs]
-        return [*inputs, *scalars, *outputs, *(array[0] for array in scratch)]
+        scalars = [value[shard] if varies else value for value, varies in pairs]
+        triples = zip(outputs, self.rows[len(inputs) :], self.partial, strict=True)
+        outs = [
+            out[shard] if partial else out[lo * r : hi * r] if r else out
+            for out, r, partial in triples
+        ]
+        return [*ins, *scalars, *outs, *(array[shard] for array in scratch)]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -527,11 +626,14 @@ from numbagrad.jit import call_kernel, njit
 
 
 @njit(parallel=True)
-def run_shards(kernel, bounds, rows, {", ".join(names)}):
-    """Shard number `shard` is the units lo to hi; a unit takes rows[k] rows of array k."""
+def run_shards(kernel, status, bounds, rows, {", ".join(names)}):
+    """Shard number `shard` is the units lo to hi; a unit takes rows[k] rows of array k.
+
+    Its status is 0, or another number if the kernel raised an exception.
+    """
     for shard in prange(bounds.size - 1):
         lo, hi = bounds[shard], bounds[shard + 1]
-        call_kernel(
+        status[shard] = call_kernel(
             kernel,
             {listed},
         )
@@ -543,23 +645,32 @@ def run_shards(kernel, bounds, rows, {", ".join(names)}):
 # ----------------------------------------------------------------- threads
 
 
+_threads: int = numba.config.NUMBA_NUM_THREADS
+
+
 def set_num_threads(n: int) -> None:
-    """Set how many threads CPU kernels use. Results do not depend on it, to the last bit.
+    """Set how many threads CPU kernels use, whichever Python thread calls them.
+
+    At the start it is as many as Numba has: ``$NUMBA_NUM_THREADS``, or one for each core.
+    Results do not depend on it, to the last bit. A Python thread's next kernel that runs on several
+    threads sets Numba's own number for that thread, as ``numba.set_num_threads`` would; calling
+    that function beside this one is not noticed.
 
     Raises
     ------
     ValueError
         If ``n`` is not between 1 and the number of threads that Numba started with.
     """
+    global _threads
     most = numba.config.NUMBA_NUM_THREADS
     if not isinstance(n, int) or not 1 <= n <= most:
         raise ValueError(f"set_num_threads: n must be between 1 and {most}, got {n!r}")
-    numba.set_num_threads(n)
+    _threads = n
 
 
 def get_num_threads() -> int:
-    """Return how many threads CPU kernels use."""
-    return numba.get_num_threads()
+    """Return how many threads CPU kernels use: see `set_num_threads`."""
+    return _threads
 
 
 state = _ThreadState()

@@ -35,12 +35,14 @@ import numpy as np
 from numba.core import config, serialize, types
 from numba.core.codegen import get_host_cpu_features
 from numba.core.compiler import CompileResult
+from numba.core.dispatcher import _FunctionCompiler
 from numba.core.registry import CPUDispatcher
 from numba.core.typing.templates import AbstractTemplate, Signature, infer_global
 from numba.core.typing.templates import signature as make_signature
 from numba.extending import lower_builtin
 
 ANNOUNCE_AFTER = 0.5  # seconds
+SETTLED = ("builtins", "llvmlite", "math", "numba", "numpy")  # packages that a version names
 
 
 # ------------------------------------------------------------------ where
@@ -92,37 +94,61 @@ def write_atomically(path: Path, content: bytes) -> None:
 # ------------------------------------------------------------- content key
 
 
-def content_key(function: Callable) -> str:
+def content_key(function: Callable) -> str | None:
     """Return a hash of everything that a compiled function depends on.
 
-    That is its bytecode, the bytecode of every function it reaches through globals, module
-    attributes and closures, and the value of every constant found on the way. A module that
-    defines Numba extensions (types, intrinsics) sets ``__numba_extension__ = True``: its whole
-    source then counts, since how a call lowers cannot be seen in the caller's bytecode.
+    That is its bytecode, the bytecode of every function it reaches through globals, modules and
+    closures, and the value of every constant found on the way. A module that defines Numba
+    extensions (types, intrinsics) sets ``__numba_extension__ = True``: its whole source then
+    counts, since how a call lowers cannot be seen in the caller's bytecode. None means that the
+    function reads something that cannot be looked into, such as a class: it is not cached.
     """
     digest = hashlib.sha256()
     digest.update(
         f"{sys.version_info}|{numba.__version__}|{llvmlite.__version__}|{np.__version__}".encode()
     )
     seen: set[int] = set()
-    for piece in _pieces(function, seen):
-        digest.update(piece)
-        digest.update(b"\0")
+    try:
+        for piece in _pieces(function, seen):
+            digest.update(piece)
+            digest.update(b"\0")
+    except _OpaqueError:
+        return None
     return digest.hexdigest()[:32]
+
+
+class _OpaqueError(Exception):
+    """A callable whose code cannot be read."""
+
+
+def function_of(value: object) -> object:
+    """Return the Python function behind what Numba made of it, and anything else as it is."""
+    value = getattr(value, "_dispatcher", value)  # of a function made by numba.vectorize
+    for name in ("py_func", "_pyfunc", "_defn"):  # of dispatchers, C callbacks and intrinsics
+        value = getattr(value, name, value)
+    return value
+
+
+def is_settled(value: object, packages: Sequence[str] = SETTLED) -> bool:
+    """Return whether a value comes from a package, or is a module of one, that nobody edits."""
+    home = getattr(value, "__module__", None) or getattr(value, "__name__", "")
+    return str(home).partition(".")[0] in packages
 
 
 def _pieces(value: object, seen: set[int]) -> Iterator[bytes]:
     """Walk from a function to all that it depends on, each thing once."""
-    value = getattr(value, "py_func", value)  # a dispatcher stands for its function
-    value = getattr(value, "_defn", value)  # and an intrinsic for its definition
-    if isinstance(value, pytypes.FunctionType):
+    options = getattr(value, "targetoptions", None)  # an @njit(fastmath=True) is another function
+    value = function_of(value)
+    if isinstance(value, pytypes.FunctionType) and not is_settled(value):
         if id(value) in seen:
             return
         seen.add(id(value))
+        yield repr(options).encode()
         yield from _extension_source(value.__module__, seen)
         yield from _code_pieces(value.__code__)
-        yield repr(value.__defaults__).encode()
-        for name, found in references(value):
+        yield from _pieces(value.__defaults__ or (), seen)
+        yield from _pieces(tuple(sorted((value.__kwdefaults__ or {}).items())), seen)
+        for _, name, found in references(value):
             yield name.encode()
             yield from _pieces(found, seen)
     elif isinstance(value, tuple):
@@ -132,11 +158,19 @@ def _pieces(value: object, seen: set[int]) -> Iterator[bytes]:
     elif isinstance(value, (np.ndarray, np.generic)):
         yield f"{value.dtype}:{value.shape}".encode()
         yield value.tobytes()
-    elif hasattr(value, "__name__"):
-        # Types, builtins and modules: their versions are in the key, their names are enough.
+    elif _is_named(value):
         yield f"{type(value).__qualname__}:{value.__name__}".encode()
+    elif callable(value) and not is_settled(value):
+        raise _OpaqueError
     else:
         yield repr(value).encode()
+
+
+def _is_named(value: object) -> bool:
+    """Return whether a name is enough: what it stands for has a version or is walked through."""
+    if isinstance(value, (pytypes.ModuleType, pytypes.BuiltinFunctionType)):
+        return True
+    return hasattr(value, "__name__") and (is_settled(value) or _is_extension(value.__module__))
 
 
 def _code_pieces(code: pytypes.CodeType) -> Iterator[bytes]:
@@ -149,17 +183,23 @@ def _code_pieces(code: pytypes.CodeType) -> Iterator[bytes]:
             yield repr(constant).encode()
 
 
-def references(function: pytypes.FunctionType) -> Iterator[tuple[str, object]]:
-    """Yield the globals, module attributes and closure values that a function names."""
-    names = set(_names(function.__code__))
-    for name in sorted(names & function.__globals__.keys()):
-        found = function.__globals__[name]
-        yield name, found
-        if isinstance(found, pytypes.ModuleType):
-            for attribute in sorted(names & vars(found).keys()):
-                yield f"{name}.{attribute}", vars(found)[attribute]
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        yield name, cell.cell_contents
+def references(function: pytypes.FunctionType) -> Iterator[tuple[dict, str, object]]:
+    """Yield (namespace, name, value) of all that a function may read by name.
+
+    The namespaces are its closure, its globals and, however deep, those of the modules found.
+    """
+    code, cells = function.__code__, function.__closure__ or ()
+    closure = {name: cell.cell_contents for name, cell in zip(code.co_freevars, cells, strict=True)}
+    names = {*_names(code), *closure}
+    namespaces, seen = [closure, function.__globals__], set()
+    for namespace in namespaces:
+        for name in sorted(names & namespace.keys()):
+            found = namespace[name]
+            yield namespace, name, found
+            if isinstance(found, pytypes.ModuleType) and id(found) not in seen:
+                seen.add(id(found))
+                if not is_settled(found):
+                    namespaces.append(vars(found))
 
 
 def _names(code: pytypes.CodeType) -> Iterator[str]:
@@ -169,9 +209,13 @@ def _names(code: pytypes.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+def _is_extension(module_name: str | None) -> bool:
+    return getattr(sys.modules.get(module_name or ""), "__numba_extension__", False)
+
+
 def _extension_source(module_name: str | None, seen: set[int]) -> Iterator[bytes]:
     module = sys.modules.get(module_name or "")
-    if getattr(module, "__numba_extension__", False) and id(module) not in seen:
+    if _is_extension(module_name) and id(module) not in seen:
         seen.add(id(module))
         yield inspect.getsource(module).encode()
 
@@ -187,7 +231,7 @@ class ContentCache:
         self._options = repr(sorted(options.items()))
 
     @functools.cached_property
-    def _key(self) -> str:
+    def _key(self) -> str | None:
         return content_key(self._function)  # at first use: all callees exist by then
 
     @property
@@ -202,6 +246,8 @@ class ContentCache:
 
     def load_overload(self, signature, target_context) -> CompileResult | None:
         target_context.refresh()
+        if self._key is None:
+            return None
         path = self._path(signature, target_context.codegen())
         try:
             reduced = pickle.loads(path.read_bytes())
@@ -212,7 +258,8 @@ class ContentCache:
             return None
 
     def save_overload(self, signature, result: CompileResult) -> None:
-        if result.library.has_dynamic_globals or any(not lift.can_cache for lift in result.lifted):
+        lifted = all(lift.can_cache for lift in result.lifted)
+        if self._key is None or result.library.has_dynamic_globals or not lifted:
             return
         path = self._path(signature, result.codegen)
         with contextlib.suppress(OSError):  # a full disk costs the next process a compile
@@ -227,17 +274,17 @@ class ContentCache:
         self.__dict__.pop("_key", None)
 
 
-class Kernel(CPUDispatcher):
-    """A Numba dispatcher that announces slow compiles and uses the content-keyed cache."""
+class _Compiler(_FunctionCompiler):
+    """Numba's compiler of one function, for what the cache does not have; says if it is slow."""
 
-    def compile(self, signature):
+    def compile(self, args, return_type):
         if not _compiling.depth:
             timer = threading.Timer(ANNOUNCE_AFTER, _announce, [self.py_func.__name__])
             timer.daemon = True
             timer.start()
         _compiling.depth += 1
         try:
-            return super().compile(signature)
+            return super().compile(args, return_type)
         finally:
             _compiling.depth -= 1
             if not _compiling.depth:
@@ -253,6 +300,16 @@ _compiling = _Compiling()
 
 def _announce(name: str) -> None:
     print(f"compiling {name} ...", file=sys.stderr, flush=True)
+
+
+class Kernel(CPUDispatcher):
+    """A Numba dispatcher that announces slow compiles and uses the content-keyed cache."""
+
+    def __init__(self, py_func: Callable, locals: dict, targetoptions: dict):
+        super().__init__(py_func, locals, targetoptions)
+        pipeline = self._compiler.pipeline_class
+        self._compiler = _Compiler(py_func, self.targetdescr, targetoptions, locals, pipeline)
+        self._cache = ContentCache(py_func, targetoptions)
 
 
 def njit(function: Callable | None = None, *, parallel: bool = False) -> Callable:
@@ -282,38 +339,57 @@ def njit(function: Callable | None = None, *, parallel: bool = False) -> Callabl
         return functools.partial(njit, parallel=parallel)
     if config.DISABLE_JIT:
         return function
-    options = {"nopython": True, "nogil": True, "parallel": parallel, "boundscheck": None}
-    kernel = Kernel(py_func=function, targetoptions=options)
-    kernel._cache = ContentCache(function, options)
-    return kernel
+    options = {
+        "nopython": True,
+        "nogil": True,
+        "parallel": parallel,
+        "boundscheck": None,
+        "error_model": "numpy",  # 1 / 0 is inf, as in NumPy, not an exception
+    }
+    return Kernel(function, {}, options)
 
 
 # ----------------------------------------------------- calls by an address
 
 
+RETURNS = "kernel {} must write into its outputs and return nothing; it returns {}"
+
+
 def address_of(kernel: Callable, arguments: Sequence[object]) -> int | Callable:
-    """Return where a kernel's machine code for arguments of these types is: see `call_kernel`."""
+    """Return where a kernel's machine code for arguments of these types is: see `call_kernel`.
+
+    Raises
+    ------
+    TypeError
+        If the kernel returns a value, which a call by address would have no place for.
+    """
     if config.DISABLE_JIT:
         return kernel
     signature = tuple(numba.typeof(argument) for argument in arguments)
     kernel.compile(signature)
     result = kernel.overloads[signature]
+    if result.signature.return_type != types.none:
+        raise TypeError(RETURNS.format(kernel.__name__, result.signature.return_type))
     return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
 
 
-def call_kernel(address: int | Callable, *arguments: object) -> None:
+def call_kernel(address: int | Callable, *arguments: object) -> int:
     """Call, inside compiled code, the kernel at an address with arguments of its types.
 
     Numba builds every function that compiled code names into the caller, and optimises it there
     again. A call by address does not, so the caller compiles quickly and serves many kernels.
+
+    It returns 0, or another number if the kernel raised: threads without the interpreter's lock
+    cannot raise, so the caller runs the kernel again as a Python function.
     """
     address(*arguments)  # with the JIT off an address is the kernel itself
+    return 0
 
 
 @infer_global(call_kernel)
 class _CallKernelTyping(AbstractTemplate):
     def generic(self, args, kws):
-        return make_signature(types.none, *args)
+        return make_signature(types.int32, *args)
 
 
 @lower_builtin(call_kernel, types.Integer, types.VarArg(types.Any))
@@ -322,9 +398,7 @@ def _lower_call_kernel(context, builder, signature, args):
     function = convention.get_function_type(types.none, types_)
     pointer = builder.inttoptr(args[0], function.as_pointer())
     status, _ = convention.call_function(builder, pointer, types.none, types_, args[1:])
-    with builder.if_then(status.is_error, likely=False):
-        convention.return_status_propagate(builder, status)
-    return context.get_dummy_value()
+    return builder.select(status.is_ok, status.code.type(0), status.code)
 
 
 # ---------------------------------------------------------- emitted source

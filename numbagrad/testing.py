@@ -394,7 +394,7 @@ def _check_shards(op, plan: Plan, split: Split, bounds, inputs, wholes, closenes
         if rows == "sum":
             _require_close(name, out.sum(0).reshape(whole.shape), whole, "the whole", closeness)
         else:
-            out = out.min(0) if rows == "min" else out
+            out = getattr(np, rows)(out, axis=0) if isinstance(rows, str) else out
             _require_same_bits(name, out.reshape(whole.shape), whole, "the whole")
 
 

@@ -1,6 +1,6 @@
 """A user's own ops: gradients, shards, errors, and never a stale kernel."""
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numba
 import numpy as np
@@ -94,7 +94,7 @@ X = ng.asarray([1.0, 2.0])
     ("call", "error", "message"),
     [
         (lambda: axpy(X, scale=1.0), TypeError, "axpy: takes inputs x, y; got 1 arrays"),
-        (lambda: axpy(X, 3.0, scale=1.0), TypeError, "axpy: inputs must be Arrays, got float"),
+        (lambda: axpy(X, 3.0, scale=1.0), TypeError, "axpy: y is a float; ops take Arrays"),
         (lambda: axpy(X, X), TypeError, "axpy: parameter 'scale' is missing"),
         (lambda: axpy(X, X, scal=1), TypeError, "axpy: no parameter 'scal'; did you mean 'scale'"),
         (lambda: axpy(X, ng.asarray(1.0), scale=1.0), ShapeError, r"axpy: shapes \(2,\) and \(\)"),
@@ -102,6 +102,9 @@ X = ng.asarray([1.0, 2.0])
          r"cube: infer must return \(shape, dtype\), got \(2,\)"),
         (lambda: make_cube(infer=lambda x, y: None), TypeError,
          "cube: the CPU kernel's arguments must be x, y, out .* got x, out"),
+        (lambda: make_cube(infer=lambda: None), TypeError, "cube: infer must take at least one"),
+        (lambda: ng.custom_op("exp", cpu=cube_kernel, infer=same), ValueError,
+         "custom_op: 'exp' is a built-in op"),
         (lambda: make_cube(vjp=lambda grad_out, xx: None), TypeError, "cube: vjp asks for 'xx'"),
     ],
 )  # fmt: skip
@@ -142,7 +145,9 @@ def notebook():
         "elements": elements,
     }
     return SimpleNamespace(
-        run=lambda source: exec(source, namespace), value=lambda name: namespace[name]
+        run=lambda source: exec(source, namespace),
+        value=lambda name: namespace[name],
+        set=namespace.__setitem__,
     )
 
 
@@ -171,6 +176,19 @@ def test_cells_run_again(notebook, decorate):
     assert op(x).item() == 9
     notebook.run("FACTOR = 10")
     assert op(x).item() == 90
+
+
+def test_function_in_a_module_of_a_module(notebook):
+    outer, deep = ModuleType("outer"), ModuleType("deep")
+    outer.deep = deep
+    notebook.run("FACTOR = 1\n@njit\ndef inner(v): return outer.deep.f(v)")
+    notebook.set("outer", outer)
+    deep.f = njit(lambda v: v + 1)
+    notebook.run(KERNEL.format(decorate=""))
+    op = notebook.value("op")
+    assert op(X).tolist() == [2, 3]
+    deep.f = njit(lambda v: v + 2)
+    assert op(X).tolist() == [3, 4]
 
 
 def test_constant_changed_on_threads(notebook):

@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+from functools import partial
 
 import numba
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import numbagrad as ng
 from numbagrad import dispatch
+from numbagrad.compiler.trace import trace
 from numbagrad.dispatch import Op, Split, Views, apply, apply_into, registry
 from numbagrad.jit import njit
 
@@ -38,6 +40,58 @@ def test_plan_is_made_once():
     assert plan_of("exp", x) is plan_of("exp", zeros(3, 7))
     assert plan_of("exp", x) is not plan_of("exp", zeros(7, 3))
     assert plan_of("exp", x) is not plan_of("exp", zeros(3, 7, dtype=np.float64))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, True), (1, 1.0), (0.0, -0.0), ((1, 2), (1, 2.0)), (np.float32(1), 1.0)]
+)
+def test_parameters_of_other_types_are_others(one, other):
+    assert given_back(one) == repr(one)
+    assert given_back(other) == repr(other)
+
+
+def given_back(value):
+    return repr(dispatch.plan_for(echo, (zeros(1),), {"v": value}).call.v)
+
+
+echo = Op("echo", lambda x, *, v: (x.shape, x.dtype), {"cpu": lambda *args: None})
+
+
+@pytest.mark.parametrize("make", [float, np.float32, lambda nan: (1, float(nan))])
+def test_nan_finds_its_plan(make):
+    one, other = (dispatch.plan_for(echo, (zeros(1),), {"v": make("nan")}) for _ in range(2))
+    assert one is other
+
+
+def test_parameter_that_is_not_hashable():
+    with pytest.raises(TypeError, match=r"echo: parameter v must be hashable, .* got a list"):
+        apply(echo, zeros(1), v=[1])
+
+
+@pytest.mark.parametrize("run", [apply, partial(apply_into, ())], ids=["apply", "apply_into"])
+@pytest.mark.parametrize(
+    ("op", "inputs", "message"),
+    [
+        (registry["add"], (zeros(2), np.zeros(2, np.float32)),
+         r"add: y is a numpy.ndarray; ops take Arrays: pass ng.asarray\(y\)"),
+        (registry["add"], ([1.0], zeros(2)), "add: x is a list"),
+        (registry["exp"], (2.0,), "exp: x is a float"),
+        (Op("all", lambda x, *arrays: None), (zeros(2), zeros(2), None), r"all: arrays\[1\] is a"),
+    ],
+    ids=["ndarray", "list", "float", "None"],
+)  # fmt: skip
+def test_inputs_that_are_no_arrays(run, op, inputs, message):
+    ng.add(zeros(2), zeros(2))  # its plan would fit NumPy arrays, too
+    with pytest.raises(TypeError, match=message):
+        run(op, *inputs)
+    with pytest.raises(TypeError, match=message):
+        trace(lambda: run(op, *inputs))
+
+
+def test_errors_of_the_ops_own_stay():
+    op = Op("broken", lambda x: x.nothing, {"cpu": None})
+    with pytest.raises(AttributeError, match="nothing"):
+        apply(op, zeros(1))
 
 
 def test_plans_do_not_pile_up(monkeypatch):
@@ -152,7 +206,100 @@ def test_smallest_offender_of_all_shards():
         apply(op, ng.asarray(host))
 
 
+def partial_op(name, combine, kernel, **options):
+    """An op that makes one number of all elements."""
+    return Op(
+        name,
+        lambda x: ((1,), x.dtype),
+        {"cpu": njit(kernel)},
+        split=lambda call: [Split(call.inputs[0].size, (1,), (combine,))],
+        **options,
+    )
+
+
+def test_combine_that_is_not_known():
+    with pytest.raises(ValueError, match="combine by 'sum', 'max', 'min', got 'mean'"):
+        Split(10, (1,), ("mean",))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+def test_partial_maximum(dtype):
+    def kernel(x, out):
+        out[0] = x[0]
+        for i in range(x.size):
+            out[0] = max(out[0], x[i])
+
+    op = partial_op("largest", "max", kernel)
+    host = np.zeros(10 * BIG, dtype)
+    host[BIG + 1] = 1
+    assert apply(op, ng.asarray(host)).tolist() == [1]
+    assert dispatch.plan_for(op, (ng.asarray(host),), {}).shards.count > 1
+
+
+def test_split_that_is_no_list():
+    split = Split(BIG, (1,), (1,))
+    op = Op("alone", lambda x: (x.shape, x.dtype), {"cpu": print}, split=lambda call: split)
+    with pytest.raises(TypeError, match="alone: split must return a list of Splits, got a Split"):
+        apply(op, zeros(BIG))
+
+
+def test_error_in_a_shard():
+    def kernel(x, out):
+        out[0] = 0
+        if x[x.size - 1] < 0:
+            raise ValueError("negative end")
+
+    op = partial_op("fails", "sum", kernel)
+    host = np.ones(BIG)
+    assert apply(op, ng.asarray(host)).item() == 0
+    host[-1] = -1
+    for _ in range(2):
+        with pytest.raises(ValueError, match="negative end"):
+            apply(op, ng.asarray(host))
+    host[-1] = 1
+    assert apply(op, ng.asarray(host)).item() == 0
+
+
+def test_error_that_does_not_come_again():
+    def kernel(x, out):
+        out[0] = 0
+        if x[0] > 0:
+            x[0] = 0  # what only a kernel that works in place may do
+            raise ValueError
+
+    with pytest.raises(RuntimeError, match="kernel kernel failed in shard 0, but only once"):
+        apply(partial_op("once", "sum", kernel), ng.asarray(np.ones(BIG)))
+
+
+@pytest.mark.parametrize("size", [1, BIG])
+def test_kernel_that_returns_a_value(size):
+    def kernel(x, out):
+        out[0] = x[0]
+        return 1
+
+    with pytest.raises(TypeError, match=r"kernel kernel must write .* nothing; it returns"):
+        apply(partial_op("returns", "sum", kernel), ng.asarray(np.ones(size)))
+
+
 # ------------------------------------------------------------------ threads
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core")
+def test_number_of_threads_is_for_all_python_threads():
+    x, seen = zeros(BIG), []
+
+    def work():
+        ng.exp(x)
+        seen.append((ng.get_num_threads(), numba.get_num_threads()))
+
+    for count in (1, 2):
+        thread = threading.Thread(target=work)
+        ng.set_num_threads(count)
+        thread.start()
+        thread.join()
+        work()
+    assert seen == [(1, 1), (1, 1), (2, 2), (2, 2)]
 
 
 @pytest.mark.usefixtures("_threads")

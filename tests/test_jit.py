@@ -3,9 +3,11 @@
 import enum
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from pathlib import Path
 
@@ -38,15 +40,17 @@ def module(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
 
     def load():
-        for name in ("callee", "caller"):
-            sys.modules.pop(name, None)
+        forget()
         importlib.invalidate_caches()
         return importlib.import_module("caller")
 
+    def forget():
+        for name in ("callee", "caller", "package", "package.callee"):
+            sys.modules.pop(name, None)
+
     write.load = load
     yield write
-    for name in ("callee", "caller"):
-        sys.modules.pop(name, None)
+    forget()
 
 
 CALLER = """
@@ -87,6 +91,73 @@ def test_callee_in_another_file(cache, module, call):
     ]:
         module("callee", callee(body, constant))
         assert module.load().kernel(X) == result
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import package.callee\n@njit\ndef kernel(x): return package.callee.inner(x[0])",
+        "import package.callee as p\n@njit\ndef kernel(x): return p.constants.STEP + x[0]",
+        "import package.callee\ndef make(p):\n    return njit(lambda x: p.callee.inner(x[0]))\n"
+        "kernel = make(package)",
+    ],
+    ids=["function", "constant", "closure"],
+)
+def test_callee_in_a_package(cache, module, tmp_path, code):
+    (tmp_path / "package").mkdir()
+    module("package/__init__", "")
+    module("caller", f"from numbagrad.jit import njit\n{code}")
+    for step in (1, 10):
+        constants = f"""
+    import types
+    constants = types.ModuleType("constants")
+    constants.STEP = {step}
+"""
+        module("package/callee", callee(f"v + {step}") + constants)
+        assert module.load().kernel(X) == 1 + step
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "@numba.vectorize\ndef inner(v): return v + {step}",
+        "@numba.vectorize(['float32(float32)'])\ndef inner(v): return v + {step}",
+        "@njit\ndef inner(v, step={step}): return v + step",
+    ],
+    ids=["DUFunc", "DUFunc with a signature", "default"],
+)
+def test_callee_of_another_kind(cache, module, made):
+    module("caller", CALLER.format(call="inner(x[0])"))
+    for step in (1, 10):
+        module("callee", "import numba\nfrom numbagrad.jit import njit\n" + made.format(step=step))
+        assert module.load().kernel(X) == 1 + step
+
+
+def test_keyword_defaults_count():
+    one, other = (eval(f"lambda v, *, step={step}: v + step") for step in (1, 2))
+    assert jit.content_key(one) != jit.content_key(other)
+
+
+def test_options_of_a_callee_count():
+    inner = [numba.njit(fastmath=fast)(lambda v: v + 1) for fast in (False, True)]
+    assert jit.content_key(make(inner[0])) != jit.content_key(make(inner[1]))
+
+
+def test_what_cannot_be_looked_into_is_not_cached(cache):
+    class Step(enum.IntEnum):
+        ONE = 1
+
+    assert jit.content_key(make(Step)) is None
+    kernel = jit.njit(lambda x: x[Step.ONE])
+    assert kernel(X) == 2
+    assert not list(cache.glob("*.nbc"))
+
+
+def test_no_kernel_is_opaque():
+    from numbagrad import kernels_cpu
+
+    kernels = [k for k in vars(kernels_cpu).values() if isinstance(k, jit.Kernel)]
+    assert None not in map(jit.content_key, kernels)
 
 
 def test_unchanged_code_is_loaded(cache, module):
@@ -313,3 +384,51 @@ def test_announces_slow_compiles(cache, monkeypatch, capfd):
     monkeypatch.setattr(jit, "ANNOUNCE_AFTER", 1000)
     jit.njit(total.py_func)(X.astype(np.int64))
     assert capfd.readouterr().err == ""
+
+
+def test_announces_no_loads(cache, monkeypatch, capfd):
+    jit.njit(total.py_func)(X)
+    monkeypatch.setattr(jit, "ANNOUNCE_AFTER", 0.0)
+    capfd.readouterr()
+    key = jit.content_key
+    monkeypatch.setattr(jit, "content_key", lambda f: time.sleep(0.05) or key(f))
+    kernel = jit.njit(total.py_func)
+    assert kernel(X) == 3
+    assert sum(kernel.stats.cache_hits.values()) == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_divides_as_numpy():
+    assert jit.njit(lambda a, b: a / b)(1.0, 0.0) == np.inf
+
+
+# ----------------------------------------------------- calls by an address
+
+
+@jit.njit
+def fails_on_negative(x, out):
+    if x[0] < 0:
+        raise ValueError("negative")
+    out[0] = x[0]
+
+
+@jit.njit
+def calls(address, x, out):
+    return jit.call_kernel(address, x, out)
+
+
+def test_call_by_address():
+    out = np.zeros(1, np.float32)
+    address = jit.address_of(fails_on_negative, (X, out))
+    assert calls(address, X, out) == 0
+    assert out[0] == 1
+    assert calls(address, -X, out) != 0
+
+
+def test_kernel_that_returns_a_value():
+    with pytest.raises(TypeError, match=r"kernel total must write .* nothing; it returns float32"):
+        jit.address_of(total, (X,))
+
+
+def test_pickled_kernel(cache):
+    assert pickle.loads(numba.core.serialize.dumps(jit.njit(total.py_func)))(X) == 3

@@ -12,12 +12,12 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from ..array import Array, Spec
-from ..dispatch import Call, Op, Split, Views, apply, register
+from ..dispatch import Call, Op, Split, Views, apply, register, registry
 from ..errors import nearest
-from ..jit import njit, references
+from ..jit import SETTLED, function_of, is_settled, njit, references
 
 #: Packages whose functions nobody defines again in a notebook.
-_SETTLED = ("llvmlite", "math", "numba", "numbagrad", "numpy")
+_SETTLED = (*SETTLED, "numbagrad")
 
 
 def custom_op(
@@ -34,25 +34,27 @@ def custom_op(
     Parameters
     ----------
     name
-        What errors and traces call it. A name declared again replaces the old op.
+        What errors and traces call it. A name declared again replaces the old op; the built-in
+        ops' names are taken.
     cpu
         The CPU kernel, a plain function (compiled here) or one with ``@njit``. Its arguments are
         the inputs, the parameters and the output, in this order. Arrays are contiguous; the output
-        holds garbage and must be overwritten. A float parameter arrives in the output's dtype.
+        holds garbage and must be overwritten; nothing is returned. A float parameter arrives in
+        the output's dtype.
     cuda
         The function that launches the CUDA kernel: the same arguments and a last one, ``stream``.
     infer
         ``infer(*inputs, **params)`` returns the output's (shape, dtype) from inputs that have
         ``shape`` and ``dtype``, and raises an error if they do not fit. Its positional parameters
-        name the inputs, its keyword-only ones the parameters, with their defaults.
+        name the inputs, at least one, its keyword-only ones the parameters, with their defaults.
     vjp
         ``vjp(grad_out, ...)`` returns the gradient of each input, None for one that has none, in a
         tuple if there are several inputs. It is written with ops, and names what it needs: inputs,
         ``out``, parameters, ``needs`` (whether each gradient is asked for) and ``specs`` (shape
         and dtype of each input).
     split
-        ``split(call)`` returns ways to cut a call into shards (`numbagrad.dispatch.Split`), which
-        then run on several threads. None runs in one piece.
+        ``split(call)`` returns a list of ways to cut a call into shards
+        (`numbagrad.dispatch.Split`), which then run on several threads. None runs in one piece.
 
     Returns
     -------
@@ -63,7 +65,9 @@ def custom_op(
     Raises
     ------
     TypeError
-        If the kernel's or the vjp's arguments are not those described above.
+        If the kernel's, infer's or the vjp's arguments are not those described above.
+    ValueError
+        If a built-in op has this name.
 
     Examples
     --------
@@ -101,6 +105,8 @@ class CustomOp:
     """
 
     def __init__(self, name, cpu, cuda, infer, vjp, split):
+        if name in registry and not isinstance(registry[name].kernel, dict):
+            raise ValueError(f"custom_op: {name!r} is a built-in op; give yours another name")
         self._kernel = cpu if isinstance(cpu, Dispatcher) else njit(cpu)
         kernels = {"cpu": self._kernel} if cuda is None else {"cpu": self._kernel, "cuda": cuda}
         self.op = Op(name, _checked(name, infer), kernels, vjp, arrange=_views, split=split)
@@ -109,8 +115,8 @@ class CustomOp:
             for parameter in inspect.signature(infer).parameters.values()
             if parameter.kind is parameter.KEYWORD_ONLY
         }
-        _check_signatures(self.op, _function_of(self._kernel), tuple(self._defaults))
-        self._watched = list(_reads(_function_of(self._kernel), set()))
+        _check_signatures(self.op, function_of(self._kernel), tuple(self._defaults))
+        self._watched = list(_reads(function_of(self._kernel), set()))
         register(self.op)
 
     def __call__(self, *arrays: Array, **params: Any) -> Array:
@@ -118,9 +124,6 @@ class CustomOp:
         name, wanted = self.op.name, self.op.input_names
         if len(arrays) != len(wanted) and not wanted[-1].startswith("*"):
             raise TypeError(f"{name}: takes inputs {', '.join(wanted)}; got {len(arrays)} arrays")
-        for x in arrays:
-            if not isinstance(x, Array):
-                raise TypeError(f"{name}: inputs must be Arrays, got {type(x).__name__}")
         for unknown in params.keys() - self._defaults.keys():
             raise TypeError(f"{name}: no parameter {unknown!r}; {nearest(unknown, self._defaults)}")
         params = self._defaults | params
@@ -136,39 +139,26 @@ class CustomOp:
 
     def _recompile(self) -> None:
         """Compile the kernel, and the user's functions that it calls, for the globals of now."""
-        watched = list(_reads(_function_of(self._kernel), set()))
+        watched = list(_reads(function_of(self._kernel), set()))
         callees = [found for _, _, found in watched if isinstance(found, Dispatcher)]
         for dispatcher in (*reversed(callees), self._kernel):
-            if isinstance(dispatcher, Dispatcher) and not _is_settled(dispatcher):
+            if isinstance(dispatcher, Dispatcher) and not is_settled(dispatcher, _SETTLED):
                 dispatcher._compiler._failed_cache.clear()  # Numba remembers errors, too
                 dispatcher.recompile()
         self.op._plans.clear()
         self._watched = watched
 
 
-def _function_of(kernel: Callable) -> Callable:
-    return getattr(kernel, "py_func", kernel)
-
-
-def _is_settled(value: Any) -> bool:
-    home = getattr(value, "__module__", None) or getattr(value, "__name__", "")
-    return home.partition(".")[0] in _SETTLED
-
-
 def _reads(function: Callable, seen: set[Callable]) -> Iterator[tuple[dict, str, Any]]:
     """Yield (namespace, name, value) of what a function and its callees read, callers first."""
     seen.add(function)
-    scope = function.__globals__
-    for dotted, found in references(function):
-        module, _, name = dotted.rpartition(".")
-        if module and _is_settled(scope[module]):
+    for namespace, name, found in references(function):
+        if namespace.get("__name__", "").partition(".")[0] in _SETTLED:
             continue
-        if dotted in function.__code__.co_freevars:
-            yield {name: found}, name, found  # a closure keeps what it holds
-        else:
-            yield vars(scope[module]) if module else scope, name, found
-        callee = _function_of(found)
-        if isinstance(callee, FunctionType) and not _is_settled(callee) and callee not in seen:
+        yield namespace, name, found
+        callee = function_of(found)
+        ours = isinstance(callee, FunctionType) and not is_settled(callee, _SETTLED)
+        if ours and callee not in seen:
             yield from _reads(callee, seen)
 
 
@@ -190,6 +180,8 @@ def _checked(name: str, infer: Callable) -> Callable:
 def _check_signatures(op: Op, kernel: Callable, params: tuple[str, ...]) -> None:
     taken = list(inspect.signature(kernel).parameters)
     inputs = op.input_names
+    if not inputs:
+        raise TypeError(f"{op.name}: infer must take at least one input before its parameters")
     if len(taken) != len(inputs) + len(params) + 1 and not inputs[-1].startswith("*"):
         raise TypeError(
             f"{op.name}: the CPU kernel's arguments must be {', '.join((*inputs, *params, 'out'))} "
