@@ -309,7 +309,7 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     """Return the plan of a call, from the op's memory or made now."""
     key = tuple([(x.shape, x.dtype, x.device) for x in inputs])
     if params:
-        key = key, _typed(tuple(params.values()))
+        key = key, tuple(map(_typed, params.values()))
     try:
         plan = op._plans.get(key)
     except TypeError:
@@ -323,21 +323,11 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     return plan
 
 
-def _typed(values: tuple) -> tuple:
-    """Return parameters as part of a key: 1 is not True there, 0.0 not -0.0, and NaN is NaN."""
-    kinds = tuple(map(type, values))
-    if not _SIMPLE.issuperset(kinds):
-        values = tuple(
-            [
-                _typed(v) if kind is tuple else repr(v) if issubclass(kind, _FLOATING) else v
-                for v, kind in zip(values, kinds, strict=True)
-            ]
-        )
-    return kinds, values
-
-
-_SIMPLE = {int, bool, str, type(None)}
-_FLOATING = (float, np.floating)
+def _typed(value: Any) -> tuple:
+    """Return a parameter as part of a key: 1 is not True there, 0.0 not -0.0, and NaN is NaN."""
+    if type(value) is tuple:
+        return tuple(map(_typed, value))
+    return type(value), repr(value) if isinstance(value, (float, np.floating)) else value
 
 
 def _require_hashable(op: Op, params: dict[str, Any]) -> None:
