@@ -152,7 +152,10 @@ class Array:
         return devices.backend(self.device).to_host(self._data)
 
     def numpy(self) -> np.ndarray:
-        """Return the values as a new NumPy array, copied from the device."""
+        """Return the values as a new NumPy array, copied from the device.
+
+        What NumPy computes from it is not recorded: gradients end here.
+        """
         return np.array(self._host(), copy=True)
 
     def item(self) -> float | int | bool:

@@ -8,7 +8,7 @@ kinds its attributes hold, in the order in which they were set::
             self.conv = Conv2d(channels, channels, 3, padding=1)
 
         def forward(self, x):
-            return x + self.conv(x).relu()
+            return x + ops.relu(self.conv(x))
 
 There is nothing to register and no ``super().__init__()`` to forget. Images are NHWC.
 """
@@ -195,6 +195,14 @@ class Module:
                     f"{type(self).__name__}.{name}: layers in a {type(value).__name__} would not "
                     "be found by parameters(); use ModuleList or an attribute for each"
                 )
+        held = vars(self).get(name)
+        if isinstance(held, Buffer) and value is not None and not isinstance(value, Buffer):
+            kind = type(held).__name__
+            raise TypeError(
+                f"{type(self).__name__}.{name} is a {kind}, and a {type(value).__name__} in its "
+                f"place would not be found by parameters(); write {name}[...] = value inside "
+                f"no_grad(), or wrap it: {kind}(value)"
+            )
         super().__setattr__(name, value)
 
     # ------------------------------------------------------- what is inside

@@ -50,6 +50,8 @@ def save(
     >>> state["weight"].shape
     (2, 3)
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"save takes the path first, then what to save; got {type(path).__name__}")
     path = Path(path)
     state = source if isinstance(source, Mapping) else source.state_dict()
     # safetensors writes an array's memory as it lies there, in whatever order.

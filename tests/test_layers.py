@@ -8,7 +8,7 @@ import pytest
 
 import numbagrad as ng
 from numbagrad import layers
-from numbagrad.errors import DataError, DTypeError, ShapeError, TraceError
+from numbagrad.errors import DataError, DTypeError, GraphError, ShapeError, TraceError
 from numbagrad.layers import BatchNorm2d, Conv2d, Linear, ModuleList, ReLU, Sequential
 
 
@@ -344,3 +344,24 @@ def test_an_output_spec_is_of_one_array():
 def test_sequential_takes_only_modules():
     with pytest.raises(TypeError, match="layer 1 is a function, not a Module"):
         Sequential(ReLU(), lambda x: x)
+
+
+def test_parameters_are_updated_in_place_by_hand():
+    layer = ng.layers.Linear(2, 1)
+    weight, before = layer.weight, layer.weight.numpy()
+    with pytest.raises(GraphError, match="no_grad"):
+        layer.weight -= 1.0
+    with ng.no_grad():
+        layer.weight -= 0.5
+        for parameter in layer.parameters():
+            parameter *= 2.0
+    assert layer.weight is weight
+    np.testing.assert_allclose(layer.weight.numpy(), (before - 0.5) * 2, rtol=1e-6)
+
+
+def test_a_parameter_is_not_replaced_by_a_value():
+    layer = ng.layers.Linear(2, 1)
+    with pytest.raises(TypeError, match=r"Linear\.weight is a Parameter.*no_grad"):
+        layer.weight = np.ones((2, 1))
+    layer.bias = None
+    assert len(list(layer.parameters())) == 1

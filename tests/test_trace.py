@@ -150,10 +150,11 @@ def test_arguments_are_checked():
 
 
 def test_equations_can_be_read():
-    w = ng.asarray([2.0], requires_grad=True)
-    text = str(trace(lambda x: ng.relu(x * w), ng.asarray([1.0])))
+    w = ng.asarray([2.0, 3.0], requires_grad=True)
+    text = str(trace(lambda x: ng.relu(x * w) + 0.5, ng.asarray([1.0])))
     assert text.splitlines()[1:] == [
-        "  v1: float32[1] = multiply(v0, constfloat32[1])",
-        "  v2: float32[1] = relu(v1)",
-        "  return v2",
+        "  v1: float32[2] = multiply(v0, const float32[2])",
+        "  v2: float32[2] = relu(v1)",
+        "  v3: float32[2] = add(v2, 0.5)",
+        "  return v3",
     ]

@@ -217,7 +217,11 @@ class Trace:
                 return f"v{operand.number}"
             if isinstance(operand, GradientOf):
                 return f"{names.get(id(operand.leaf), 'leaf')}.grad"
-            return names.get(id(operand)) or f"const{_shape(operand.spec)}"
+            if id(operand) in names:
+                return names[id(operand)]
+            if operand.size == 1:
+                return repr(operand.tolist())
+            return f"const {_shape(operand.spec)}"
 
         lines = [f"{self.name}(" + ", ".join(
             f"v{k}: {_shape(spec)}" for k, spec in enumerate(self.inputs)) + "):"]  # fmt: skip

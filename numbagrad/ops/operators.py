@@ -6,7 +6,7 @@ import sys
 
 from .. import autodiff
 from .. import device as devices
-from ..array import Array, from_host
+from ..array import Array, State, from_host
 from ..dispatch import state
 from ..errors import GraphError
 from . import elementwise, indexing, linalg, reduction, shaping
@@ -104,6 +104,7 @@ def bind() -> None:
     for name, function in _OPERATORS.items():
         setattr(Array, f"__{name}__", _operator(function))
         setattr(Array, f"__r{name}__", _operator(_swapped(function)))
+        setattr(State, f"__i{name}__", _in_place(function))
     for name, function in _METHODS.items():
         setattr(Array, name, function)
     Array.reshape = _reshape
@@ -116,6 +117,16 @@ def bind() -> None:
 def _operator(function):
     def method(x, y):
         return function(x, y)
+
+    return method
+
+
+def _in_place(function):
+    """Return ``p += y`` for parameters: the new value goes to the old address, in `no_grad`."""
+
+    def method(x, y):
+        x[...] = function(x, y)
+        return x
 
     return method
 
