@@ -1,4 +1,4 @@
-"""The exceptions that numbagrad raises, and the help they carry.
+"""The exceptions that numbagrad raises, the help they carry, and the commonest check.
 
 Every message names the op or layer, what was received, and what would fit.
 """
@@ -6,6 +6,7 @@ Every message names the op or layer, what was received, and what would fit.
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 NO_ERROR = 2**63 - 1
@@ -48,3 +49,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), known, n=2)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{hint}Known: {', '.join(known)}"
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Say whether a value is an integer, and no bool, of at least ``least``."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+
+
+def whole_number(where: str, name: str, value: int, least: int = 1) -> int:
+    """Return an argument as an int.
+
+    Raises
+    ------
+    ValueError
+        Unless it is an integer of at least ``least``.
+    """
+    if not is_whole(value, least):
+        raise ValueError(
+            f"{where}: {name} must be a whole number of at least {least}, got {value!r}"
+        )
+    return int(value)

@@ -186,7 +186,8 @@ def bind(primitives: dict[str, Callable], decorate: Callable = lambda f: f) -> t
     0.0
     """
     bound = types.ModuleType(f"{__name__}_bound")
-    scope = {**primitives, "math": math, "abs": abs, "__name__": __name__}
+    scope = {name: primitives[name] for name in PRIMITIVES}
+    scope |= {"math": math, "abs": abs, "__name__": __name__}
     for name, formula in list(globals().items()):
         if isinstance(formula, types.FunctionType) and name not in ("bind",):
             function = types.FunctionType(formula.__code__, scope, name)

@@ -33,7 +33,7 @@ from . import ops, random
 from .array import FLOATS, Array, Spec, State, Symbol, asarray
 from .autodiff import no_grad
 from .dispatch import Op, interpreter, make_call
-from .errors import DataError, DTypeError, ShapeError, TraceError
+from .errors import DataError, DTypeError, ShapeError, TraceError, is_whole, whole_number
 from .ops.elementwise import require_arrays, require_float
 
 # ------------------------------------------------------------------- states
@@ -870,33 +870,14 @@ class Dropout(Module):
         return ops.dropout(x, self.p, training=self.training)
 
 
-def whole_number(where: str, name: str, value: int, least: int = 1) -> int:
-    """Return an argument as an int.
-
-    Raises
-    ------
-    ValueError
-        Unless it is an integer of at least ``least``.
-    """
-    if not _is_whole(value, least):
-        raise ValueError(
-            f"{where}: {name} must be a whole number of at least {least}, got {value!r}"
-        )
-    return int(value)
-
-
 def _sides(layer: str, name: str, value: Any, least: int = 1) -> int | tuple[int, int]:
     """Return an int, or a pair (rows, columns), whichever was given."""
-    if _is_whole(value, least):
+    if is_whole(value, least):
         return int(value)
     pair = value if isinstance(value, (tuple, list)) else ()
-    if len(pair) != 2 or not all(_is_whole(side, least) for side in pair):
+    if len(pair) != 2 or not all(is_whole(side, least) for side in pair):
         raise ValueError(
             f"{layer}: {name} must be a whole number of at least {least}, or a pair (rows, "
             f"columns) of them, got {value!r}"
         )
     return int(pair[0]), int(pair[1])
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import ops
 from .array import Array
-from .errors import nearest
+from .errors import nearest, whole_number
 from .layers import (
     BatchNorm2d,
     Conv2d,
@@ -19,7 +19,6 @@ from .layers import (
     Module,
     ReLU,
     Sequential,
-    whole_number,
 )
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from . import data, ops, random
 from .array import Array, asarray
-from .errors import DataError, ShapeError, TraceError, nearest
-from .layers import BatchNorm1d, Module, as_numpy, one_array, whole_number
+from .errors import DataError, ShapeError, TraceError, nearest, whole_number
+from .layers import BatchNorm1d, Module, as_numpy, one_array
 from .optim import SGD, Adam, Optimizer
 
 REFRESH = 0.2  # seconds between two looks at the loss: each waits for the device

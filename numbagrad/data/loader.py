@@ -1,13 +1,14 @@
 """`DataLoader`: walks a data set in batches, prepared ahead by one background thread."""
 
 import contextlib
-import numbers
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
+
+from ..errors import whole_number
 
 Batch = tuple[np.ndarray, np.ndarray]
 _AHEAD = 2  # batches that the thread may prepare before they are asked for
@@ -76,9 +77,9 @@ class DataLoader:
         device: str | None = None,
     ) -> None:
         self.images, self.labels = _images_and_labels(dataset)
-        self.batch_size = _whole_number("batch_size", batch_size, at_least=1)
+        self.batch_size = whole_number("DataLoader", "batch_size", batch_size, 1)
         self.shuffle = bool(shuffle)
-        self.seed = _whole_number("seed", seed, at_least=0)
+        self.seed = whole_number("DataLoader", "seed", seed, 0)
         if self.seed >= 2**64:
             raise ValueError(f"seed must be below 2**64, got {seed}")
         self.drop_last = bool(drop_last)
@@ -92,7 +93,7 @@ class DataLoader:
                 f"transform must be a function of a batch of images, or None, got {transform!r}"
             )
         self.transform = transform
-        self.workers = _whole_number("workers", workers, at_least=0)
+        self.workers = whole_number("DataLoader", "workers", workers, 0)
         if self.workers > 1:
             raise ValueError(
                 f"workers must be 1 (one background thread) or 0 (none), got {workers}"
@@ -107,7 +108,7 @@ class DataLoader:
 
     @epoch.setter
     def epoch(self, value: int) -> None:
-        self._epoch = _whole_number("epoch", value, at_least=0)
+        self._epoch = whole_number("DataLoader", "epoch", value, 0)
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -239,10 +240,3 @@ def _images_and_labels(dataset: Any) -> Batch:
     if len(images) == 0:
         raise ValueError("dataset is empty; it needs at least one sample")
     return images, labels
-
-
-def _whole_number(name: str, value: int, at_least: int) -> int:
-    """`value` as an int, or a `ValueError` that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
-        raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value!r}")
-    return int(value)

@@ -228,10 +228,6 @@ def _cheap(call: Call) -> tuple[float, float]:
     return 0, moved
 
 
-def _costly(call: Call) -> tuple[float, float]:
-    return 100.0 * call.outputs[0].size, _cheap(call)[1]
-
-
 def _binary(name: str, vjp: Any, result: Any = None, kinds: str = "fiu") -> Op:
     def infer(x, y):
         require_same_dtype(name, x, y)
@@ -299,19 +295,23 @@ def _pow_vjp(grad_out, x, y, out, needs, specs):
 _POW = _binary("pow", _pow_vjp, kinds="f")
 
 
-def _maximum_vjp(grad_out, x, y, needs, specs):
-    # At a tie, half to each: the subgradient that is symmetric.
-    def share(wins):
-        return grad_out * (astype(wins, grad_out.dtype) + astype(x == y, grad_out.dtype) * 0.5)
+def _share(grad_out, wins, tie):
+    """Give the gradient to the operand that wins; at a tie, half to each, which is symmetric."""
+    return grad_out * (astype(wins, grad_out.dtype) + astype(tie, grad_out.dtype) * 0.5)
 
-    return _each(needs, specs, lambda: share(x > y), lambda: share(y > x))
+
+def _maximum_vjp(grad_out, x, y, needs, specs):
+    tie = x == y
+    return _each(
+        needs, specs, lambda: _share(grad_out, x > y, tie), lambda: _share(grad_out, y > x, tie)
+    )
 
 
 def _minimum_vjp(grad_out, x, y, needs, specs):
-    def share(wins):
-        return grad_out * (astype(wins, grad_out.dtype) + astype(x == y, grad_out.dtype) * 0.5)
-
-    return _each(needs, specs, lambda: share(x < y), lambda: share(y < x))
+    tie = x == y
+    return _each(
+        needs, specs, lambda: _share(grad_out, x < y, tie), lambda: _share(grad_out, y < x, tie)
+    )
 
 
 _MAXIMUM = _binary("maximum", _maximum_vjp)
