@@ -403,56 +403,168 @@ def place_forward(x, index, reduce, inner, out):
 
 
 # ============================================================ matrix product
+#
+# Products and convolutions are one loop over register tiles (see simd.py): `_strip`. Its second
+# operand, the *bank*, lies in strips: as many columns as a tile is wide, row after row of the strip
+# in one run, zeros past the last column. So it streams through the cache, whole vectors at a time.
 
 ROWS, COLUMNS = simd.TILE_ROWS, simd.TILE_COLUMNS
 
 
-@njit
-def _transpose_into(x, at, rows, columns, out, to):
-    """out[to + j rows + i] = x[at + i columns + j]: a matrix turned."""
-    for i in range(rows):
-        for j in range(columns):
-            out[to + j * rows + i] = x[at + i * columns + j]
+def _tiles(columns):
+    """Make `_strip`'s loop for tiles that are `columns` vectors wide: a literal in the kernel."""
+
+    @njit
+    def tiles(
+        a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
+        out, at_out, places, count, width, keep,
+    ):  # fmt: skip
+        for q in range(0, count, ROWS):
+            left = count - q
+            acc = simd.tile(out, ROWS, columns)
+            to = simd.tile_rows(acc, places, q, left)
+            if keep:
+                acc = simd.tile_load(acc, out, to, at_out, left, width)
+            here = simd.tile_rows(acc, rows, q, left)
+            row = at_bank
+            for t in range(taps.size):
+                at = at_a + taps[t]
+                for p in range(length):
+                    acc = simd.tile_fma(acc, a, here, at + p * step, bank, row)
+                    row += pitch
+            if bias.size > 0:
+                acc = simd.tile_add(acc, bias, at_bias, width)
+            simd.tile_store(acc, out, to, at_out, left, width)
+
+    return tiles
+
+
+_wide_tiles, _narrow_tiles = _tiles(COLUMNS), _tiles(1)
 
 
 @njit
-def _product(a, at_a, row_a, step_a, b, at_b, step_b, out, at, m, n, k):
-    """out[i, j] = sum_p a[i, p] b[p, j] by register tiles.
+def _strip(
+    a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
+    out, at_out, places, count, width, keep,
+):  # fmt: skip
+    """out[at_out + places[q] + j] = bias[at_bias + j]
+    + sum_{t,p} a[at_a + rows[q] + taps[t] + p step] bank[at_bank + (t length + p) pitch + j]
 
-    The strides of a are free, a row of b lies together. One column strip of b after another, so
-    that it stays in cache.
+    for q < count and j < width: one strip of the output. An empty bias adds nothing; with `keep`
+    the sum is added to what `out` holds.
     """
-    width = COLUMNS * simd.lanes(out)
-    for j in range(0, n, width):
-        for i in range(0, m, ROWS):
-            acc = simd.tile(out, ROWS, COLUMNS)
-            corner = at_a + i * row_a
-            for p in range(k):
-                acc = simd.tile_fma(
-                    acc, a, corner + p * step_a, row_a, m - i, b, at_b + p * step_b + j, n - j
-                )
-            simd.tile_store(acc, out, at + i * n + j, n, m - i, n - j)
+    if width > simd.lanes(out):
+        _wide_tiles(
+            a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
+            out, at_out, places, count, width, keep,
+        )  # fmt: skip
+    else:
+        _narrow_tiles(
+            a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
+            out, at_out, places, count, width, keep,
+        )  # fmt: skip
 
 
 @njit
-def matmul_forward(a, b, transpose_a, transpose_b, n, k, width_a, first, m, out, turned):
-    """out[w, i, j] = sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
+def _pitch(left, x):
+    """Return how many columns the next strip of a bank has, with `left` columns to go."""
+    return COLUMNS * simd.lanes(x) if left > simd.lanes(x) else simd.lanes(x)
+
+
+@njit
+def _pack(x, at, step, count, left, bank, to):
+    """bank[to + p pitch + j] = x[at + p step + j] for p < count; zero from j = left on."""
+    pitch = _pitch(left, bank)
+    for j in range(0, pitch, simd.lanes(bank)):
+        if left - j >= simd.lanes(bank):
+            for p in range(count):
+                simd.store(bank, to + p * pitch + j, simd.load(x, at + p * step + j))
+        else:
+            for p in range(count):
+                simd.store(bank, to + p * pitch + j, simd.load(x, at + p * step + j, left - j))
+
+
+@njit
+def _turn(x, at, step, rows, columns, out, to, pitch, width):
+    """out[to + j pitch + i] = x[at + i step + j] for i < rows and j < columns: a matrix turned.
+
+    Each row of out is written up to `width`, with zeros from i = rows on.
+    """
+    lanes = simd.lanes(out)
+    for i in range(0, width, lanes):
+        for j in range(0, columns, lanes):
+            square = simd.tile_square(out)
+            source = simd.tile_steps(square, at + i * step + j, step, rows - i)
+            square = simd.tile_load(square, x, source, 0, rows - i, columns - j)
+            target = simd.tile_steps(square, to + j * pitch + i, pitch, columns - j)
+            square = simd.tile_transpose(square)
+            simd.tile_store(square, out, target, 0, columns - j, width - i)
+
+
+@njit
+def bank_forward(x, rows, columns, groups, transpose, bank):
+    """bank = the columns of each matrix of x in strips, those of a group together.
+
+    x holds matrices of rows x columns, one after the other, or with `transpose` of columns x rows.
+    """
+    group = columns // groups
+    to = 0
+    for which in range(x.size // max(rows * columns, 1)):
+        for g in range(groups):
+            for j in range(0, group, COLUMNS * simd.lanes(x)):
+                at, left = which * rows * columns, group - j
+                pitch = _pitch(left, x)
+                if transpose:
+                    at += (g * group + j) * rows
+                    _turn(x, at, rows, min(left, pitch), rows, bank, to, pitch, pitch)
+                else:
+                    _pack(x, at + g * group + j, columns, rows, left, bank, to)
+                to += rows * pitch
+
+
+BLOCK_ROWS, BLOCK_STEPS = 240, 512  # of a product: a block of `a` stays in a core's own cache
+
+
+@njit
+def matmul_forward(
+    a, b, bias, bank, transpose_a, transpose_b, n, k, width_a, first, m, out, tables, tail
+):
+    """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
     All arrays are flat. Matrix number w of a is m x k, or k x width_a transposed, of which columns
-    `first` to first + m are taken: a shard's rows of the product. Each of b is k x n, or n x k
-    transposed. A single matrix serves all of out's. `turned` holds a transposed b made straight.
+    `first` to first + m are taken: a shard's rows of the product. Each of b is k x n, in strips
+    in `bank`; an empty bank means that b is read as it lies, not transposed, which pays for few
+    rows. A single matrix serves all of out's. An empty bias adds nothing.
     """
     row_a, step_a = (1, width_a) if transpose_a else (width_a, 1)
-    for which in range(out.size // max(m * n, 1)):
+    rows, places, taps = tables[0], tables[1], tables[2, :1]
+    for i in range(min(BLOCK_ROWS, m)):
+        rows[i], places[i] = i * row_a, i * n
+    taps[0] = 0
+    matrices = out.size // max(m * n, 1)
+    lanes = simd.lanes(out)
+    columns = (n + lanes - 1) // lanes * lanes
+    for which in range(matrices):
         at_a = first * row_a + (which * m * k if a.size > m * k else 0)
         at_b = which * k * n if b.size > k * n else 0
-        at = which * m * n
-        if transpose_b:
-            if which == 0 or b.size > k * n:
-                _transpose_into(b, at_b, n, k, turned, 0)
-            _product(a, at_a, row_a, step_a, turned, 0, n, out, at, m, n, k)
-        else:
-            _product(a, at_a, row_a, step_a, b, at_b, n, out, at, m, n, k)
+        at_bank = which * k * columns if bank.size > k * columns else 0
+        for i in range(0, m, BLOCK_ROWS):
+            for p in range(0, max(k, 1), BLOCK_STEPS):
+                ends = p + BLOCK_STEPS >= k
+                for j in range(0, n, COLUMNS * lanes):
+                    pitch, width = _pitch(n - j, out), n - j
+                    strip, source, apart = bank, at_bank + j * k + p * pitch, pitch
+                    if bank.size == 0:
+                        strip, source, apart = b, at_b + p * n + j, n
+                        if width < pitch:
+                            strip, source, apart = tail, 0, pitch
+                            _pack(b, at_b + p * n + j, n, min(BLOCK_STEPS, k - p), width, tail, 0)
+                    _strip(
+                        a, at_a + i * row_a + p * step_a, rows, taps, min(BLOCK_STEPS, k - p),
+                        step_a, strip, source, apart, bias if ends else bias[:0], j,
+                        out, which * m * n + i * n + j, places, min(BLOCK_ROWS, m - i), width,
+                        p > 0,
+                    )  # fmt: skip
 
 
 # =================================================================== shaping
@@ -681,164 +793,732 @@ def adam_update(
 
 # =============================================================== convolution
 #
-# Images are (n, h, w, c), weights (r, s, c, k). A register tile holds ROWS neighbouring pixels of
-# an output row by COLUMNS vectors of output channels. One step multiplies one input value of each
-# of these pixels by a row of the weight; nothing is unfolded or packed. Without dilation and
-# groups, (s, c) lies in one run in both the image and the weight, which keeps the inner loop long
-# even for the 1 or 3 channels of a first layer. Padding is a copy of one image in workspace.
+# Images are (n, h, w, c), weights (r, s, c, k). Output pixels are the rows of register tiles and
+# output channels their columns: a step multiplies an input value of each of these pixels by a row
+# of the bank that holds the weight. Where pixels and filter taps lie is written down in tables
+# first. That is all that stride, dilation and the gradient change: the loops know none of them.
+# Nothing is unfolded; padding is a copy of a few images at a time, in workspace.
 #
-# A number written in a call has a type of its own in Numba, and the callee would be compiled once
-# more for it; `np.int64(1)` has the type of all the other numbers.
+# Without dilation and groups, (s, c) lies in one run in both the image and the weight: one long
+# tap in place of several short ones, which keeps the inner loop long even for 1 or 3 channels.
 
 
 @njit
-def _spread(x, n, step, offset, out):
-    """out[0, h step + offset, w step + offset, c] = x[n, h, w, c], where that is inside."""
+def _spread(x, first, count, offset, out):
+    """out[i, h + offset, w + offset, c] = x[first + i, h, w, c] for i < count, where that is
+    inside; the rest of out stays as it is.
+    """
     _, height, width, depth = x.shape
     _, rows, columns, _ = out.shape
-    first = max(0, -(offset[1] // step[1]))  # the columns from here ...
-    last = min(width, (columns - 1 - offset[1]) // step[1] + 1)  # ... to here land inside
-    pieces, length = last - first, depth
-    if step[1] == 1:
-        pieces, length = min(1, pieces), pieces * depth
-    for h in range(height):
-        row = h * step[0] + offset[0]
-        if 0 <= row < rows:
-            for w in range(first, first + pieces):
-                at = ((n * height + h) * width + w) * depth
-                to = (row * columns + w * step[1] + offset[1]) * depth
-                for c in range(0, length, simd.lanes(x)):
-                    simd.store(out, to + c, simd.load(x, at + c, length - c), length - c)
+    left = max(0, -offset[1])
+    length = (min(width, columns - offset[1]) - left) * depth
+    for i in range(count):
+        for h in range(max(0, -offset[0]), min(height, rows - offset[0])):
+            at = (((first + i) * height + h) * width + left) * depth
+            to = ((i * rows + h + offset[0]) * columns + left + offset[1]) * depth
+            _copy_run(x, at, out, to, length)
 
 
 @njit
-def _convolve(image, i, weight, bias, stride, dilation, groups, out, n):
-    """out[n, h, w, k] = bias[k]
-    + sum_{r,s,c} image[i, h stride + r dilation, w stride + s dilation, c] weight[r, s, c, k].
+def _pixels(extents, stride, image, pitch, pixels):
+    """Write down where the windows of output pixels start in an image, and the pixels' places.
 
-    This is one image, padded already. An empty bias adds nothing.
+    An output pixel has `pitch` elements.
     """
-    _, rows, columns, channels = image.shape
-    filter_height, filter_width, depth, out_channels = weight.shape
-    _, height, width, _ = out.shape
-    group = out_channels // groups
-    runs, length = filter_width, depth
-    if dilation[1] == 1 and groups == 1:
-        runs, length = 1, filter_width * depth
-    step = stride[1] * channels
+    _, rows, columns, channels = image
+    height, width = extents
+    starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
+    for n in range(pixels.shape[1]):
+        for h in range(height):
+            for w in range(width):
+                q = (n * height + h) * width + w
+                pixel = (n * rows + h * stride[0]) * columns + w * stride[1]
+                starts[q], places[q] = pixel * channels, q * pitch
+
+
+@njit
+def _convolve(
+    image, at_image, starts, taps, length, depth, bank, at_bank, groups, bias,
+    out, at_out, places, count,
+):  # fmt: skip
+    """out[places[q], k] = bias[k] + sum_{t,p} image[starts[q] + taps[t] + p] bank[t length + p, k]
+
+    for q < count and all channels k of out. Return where the bank goes on.
+    """
+    group = out.shape[3] // groups
     for g in range(groups):
         for k in range(0, group, COLUMNS * simd.lanes(out)):
-            first, count = g * group + k, group - k
-            for h in range(height):
-                for w in range(0, width, ROWS):
-                    acc = simd.tile(out, ROWS, COLUMNS)
-                    for r in range(filter_height):
-                        row = (i * rows + h * stride[0] + r * dilation[0]) * columns
-                        for s in range(runs):
-                            at = (row + w * stride[1] + s * dilation[1]) * channels + g * depth
-                            tap = (r * filter_width + s) * depth
-                            for c in range(length):
-                                acc = simd.tile_fma(
-                                    acc, image, at + c, step, width - w,
-                                    weight, (tap + c) * out_channels + first, count,
-                                )  # fmt: skip
-                    if bias.size > 0:
-                        acc = simd.tile_add(acc, bias, first, count)
-                    pixel = (n * height + h) * width + w
-                    to = pixel * out_channels + first
-                    simd.tile_store(acc, out, to, out_channels, width - w, count)
+            first, pitch = g * group + k, _pitch(group - k, out)
+            _strip(
+                image, at_image + g * depth, starts, taps, length, 1, bank, at_bank, pitch,
+                bias, first, out, at_out + first, places, count, group - k, False,
+            )  # fmt: skip
+            at_bank += taps.size * length * pitch
+    return at_bank
 
 
 @njit
-def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out, padded):
+def conv2d_forward(
+    x, weight, bias, bank, stride, padding, dilation, groups, out, padded, pixels, taps
+):
     """out[n, h, w, k] = bias[k]
     + sum_{r,s,c} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, c, k].
 
-    With groups, channel k sees only the c of its group. An empty bias adds nothing.
+    With groups, channel k sees only the c of its group. An empty bias adds nothing. `bank` holds
+    the weight in strips. `pixels` has room for the places of as many images as are done at a time.
     """
+    filter_height, filter_width, depth, _ = weight.shape
+    _, height, width, out_channels = out.shape
     image = padded if padded.size > 0 else x
+    _, rows, columns, channels = image.shape
+    runs, length = filter_width, depth
+    if dilation[1] == 1 and groups == 1:
+        runs, length = 1, filter_width * depth
+    for r in range(filter_height):
+        for s in range(runs):
+            taps[0, r * runs + s] = (r * dilation[0] * columns + s * dilation[1]) * channels
+    chunk = pixels.shape[1]
+    starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
+    _pixels((height, width), stride, image.shape, out_channels, pixels)
     padded.fill(0)
-    for n in range(x.shape[0]):
-        i = n
+    for n in range(0, x.shape[0], chunk):
+        images = min(chunk, x.shape[0] - n)
+        at = n * rows * columns * channels
         if padded.size > 0:
-            _spread(x, n, (np.int64(1), np.int64(1)), padding, padded)
-            i = 0
-        _convolve(image, i, weight, bias, stride, dilation, groups, out, n)
+            _spread(x, n, images, padding, padded)
+            at = 0
+        _convolve(
+            image, at, starts, taps[0, : filter_height * runs], length, depth, bank, 0, groups,
+            bias, out, n * height * width * out_channels, places, images * height * width,
+        )  # fmt: skip
+
+
+# The gradient of the input is a convolution too: of grad_out, by the filter upside down. With a
+# stride, a pixel sees every stride-th tap only: which ones depends on its phase, (h + padding) %
+# stride. Pixels of a phase see the same taps, r = phase + stride e, each e rows further up.
+
+
+@njit
+def _reach(kernel, stride, dilation):
+    """Return how many rows of grad_out further up a pixel sees."""
+    return (kernel - 1) * dilation // stride
+
+
+@njit
+def conv2d_bank_turned(weight, stride, dilation, groups, bank):
+    """bank = the filter upside down, strips of c with rows (r, s, k), one phase after the other.
+
+    A phase has the taps (r, s) with (r dilation) % stride = phase.
+    """
+    filter_height, filter_width, depth, out_channels = weight.shape
+    group = out_channels // groups
+    to = 0
+    for phase in range(stride[0] * stride[1]):
+        for g in range(groups):
+            for c in range(0, depth, COLUMNS * simd.lanes(bank)):
+                pitch = _pitch(depth - c, bank)
+                for r in range(filter_height - 1, -1, -1):
+                    if r * dilation[0] % stride[0] != phase // stride[1]:
+                        continue
+                    for s in range(filter_width - 1, -1, -1):
+                        if s * dilation[1] % stride[1] != phase % stride[1]:
+                            continue
+                        at = ((r * filter_width + s) * depth + c) * out_channels + g * group
+                        left = min(depth - c, pitch)
+                        _turn(weight, at, out_channels, left, group, bank, to, pitch, pitch)
+                        to += group * pitch
+
+
+@njit
+def _phase_pixels(images, phase, stride, padding, image, pitch, grad_x, pixels):
+    """Write down where a phase's pixels start in an image, and their places in grad_x.
+
+    Return how many there are. `image` has `pitch` elements a pixel.
+    """
+    _, rows, columns, _ = image
+    _, height, width, channels = grad_x
+    starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
+    q = 0
+    for n in range(images):
+        for h in range((phase[0] - padding[0]) % stride[0], height, stride[0]):
+            row = (h + padding[0]) // stride[0] - padding[0] // stride[0]
+            for w in range((phase[1] - padding[1]) % stride[1], width, stride[1]):
+                column = (w + padding[1]) // stride[1] - padding[1] // stride[1]
+                starts[q] = ((n * rows + row) * columns + column) * pitch
+                places[q] = ((n * height + h) * width + w) * channels
+                q += 1
+    return q
+
+
+@njit
+def _phase_taps(phase, kernel, stride, dilation, join, pitch, columns, taps):
+    """Write down where a phase's taps lie from a pixel's start on, and in a depthwise filter.
+
+    Return how many there are, and how many columns each is long: with `join`, the taps of a row
+    of the filter are one.
+    """
+    runs, across = 0, 1
+    for r in range(kernel[0] - 1, -1, -1):
+        if r * dilation[0] % stride[0] != phase[0]:
+            continue
+        row = _reach(kernel[0], stride[0], dilation[0]) - r * dilation[0] // stride[0]
+        across = 0
+        for s in range(kernel[1] - 1, -1, -1):
+            if s * dilation[1] % stride[1] != phase[1]:
+                continue
+            column = _reach(kernel[1], stride[1], dilation[1]) - s * dilation[1] // stride[1]
+            if not join or across == 0:
+                taps[0, runs] = (row * columns + column) * pitch
+                taps[1, runs] = (r * kernel[1] + s) * pitch
+                runs += 1
+            across += 1
+    return runs, across if join else 1
 
 
 @njit
 def conv2d_backward_input(
-    grad_out, weight, stride, padding, dilation, groups, grad_x, turned, spread
+    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, spread, pixels, taps
 ):
     """grad_x[n, h, w, c] = sum of grad_out[n, i, j, k] weight[r, s, c, k] over all r, s, k where
     i stride + r dilation - padding = h, and likewise for j and w.
 
-    That is a convolution: of grad_out, its pixels `stride` apart, with the filter upside down.
+    `bank` holds the weight as `conv2d_bank_turned` lays it out. `spread` has room for grad_out with
+    zeros around it; empty, it is not needed.
     """
-    filter_height, filter_width, depth, _ = weight.shape
-    group = turned.shape[2]
-    for r in range(filter_height):
-        for s in range(filter_width):
-            for c in range(turned.shape[3]):
-                for k in range(group):
-                    value = weight[r, s, c % depth, c // depth * group + k]
-                    turned[filter_height - 1 - r, filter_width - 1 - s, k, c] = value
+    filter_height, filter_width, _, out_channels = weight.shape
+    kernel = filter_height, filter_width
+    _, height, width, channels = grad_x.shape
+    image = spread if spread.size > 0 else grad_out
+    _, rows, columns, _ = image.shape
     offset = (
-        (filter_height - 1) * dilation[0] - padding[0],
-        (filter_width - 1) * dilation[1] - padding[1],
+        _reach(kernel[0], stride[0], dilation[0]) - padding[0] // stride[0],
+        _reach(kernel[1], stride[1], dilation[1]) - padding[1] // stride[1],
     )
-    no_bias = turned.reshape(-1)[:0]
-    zero, one = np.int64(0), np.int64(1)
+    chunk, phases = pixels.shape[1], stride[0] * stride[1]
+    starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
+    join = dilation[1] == 1 and groups == 1
+    no_bias = bank[:0]
     spread.fill(0)
-    for n in range(grad_out.shape[0]):
-        _spread(grad_out, n, stride, offset, spread)
-        _convolve(spread, zero, turned, no_bias, (one, one), dilation, groups, grad_x, n)
+    for n in range(0, grad_x.shape[0], chunk):
+        images = min(chunk, grad_x.shape[0] - n)
+        at, at_bank = n * rows * columns * out_channels, 0
+        if spread.size > 0:
+            _spread(grad_out, n, images, offset, spread)
+            at = 0
+        for number in range(phases):
+            phase = number // stride[1], number % stride[1]
+            count = _phase_pixels(
+                images, phase, stride, padding, image.shape, out_channels, grad_x.shape, pixels
+            )
+            runs, across = _phase_taps(
+                phase, kernel, stride, dilation, join, out_channels, columns, taps
+            )
+            group = out_channels // groups
+            at_bank = _convolve(
+                image, at, starts, taps[0, :runs], across * group, group, bank, at_bank, groups,
+                no_bias, grad_x, n * height * width * channels, places, count,
+            )  # fmt: skip
+
+
+BLOCK_PIXELS = 128  # of grad_out, together in a strip that stays close to the core
 
 
 @njit
-def conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad_weight, padded):
+def conv2d_backward_weight(
+    x, grad_out, stride, padding, dilation, groups, grad_weight, padded, tables, lines, strip
+):
     """grad_weight[r, s, c, k]
     = sum_{n,h,w} x[n, h stride + r dilation - padding, w ..., c] grad_out[n, h, w, k].
 
-    A tile is ROWS of (s, c) by COLUMNS vectors of k.
+    The rows of a tile are (r, s, c), the columns k; the sum runs over a block of pixels at a time.
     """
     filter_height, filter_width, depth, out_channels = grad_weight.shape
     _, height, width, _ = grad_out.shape
     group = out_channels // groups
-    runs, length = filter_width, depth
-    if dilation[1] == 1 and groups == 1:
-        runs, length = 1, filter_width * depth
     image = padded if padded.size > 0 else x
     _, rows, columns, channels = image.shape
+    starts, places = tables[0], tables[1]
+    for r in range(filter_height):
+        for s in range(filter_width):
+            for c in range(depth):
+                q = (r * filter_width + s) * depth + c
+                pixel = r * dilation[0] * columns + s * dilation[1]
+                starts[q], places[q] = pixel * channels + c, q * out_channels
+    chunk, line = lines.shape[0], lines.reshape(-1)
+    for n in range(chunk):
+        for h in range(height):
+            line[n * height + h] = (n * rows + h * stride[0]) * columns * channels
+    block = max(1, BLOCK_PIXELS // max(width, 1))
     grad_weight.fill(0)
     padded.fill(0)
-    for n in range(x.shape[0]):
-        i = n
+    for n in range(0, x.shape[0], chunk):
+        images = min(chunk, x.shape[0] - n)
+        at = n * rows * columns * channels
         if padded.size > 0:
-            _spread(x, n, (np.int64(1), np.int64(1)), padding, padded)
-            i = 0
-        for g in range(groups):
-            for k in range(0, group, COLUMNS * simd.lanes(x)):
-                first, count = g * group + k, group - k
-                for r in range(filter_height):
-                    for s in range(runs):
-                        for c in range(0, length, ROWS):
-                            tap = (r * filter_width + s) * depth + c
-                            to = tap * out_channels + first
-                            acc = simd.tile(x, ROWS, COLUMNS)
-                            acc = simd.tile_load(
-                                acc, grad_weight, to, out_channels, length - c, count
-                            )
-                            for h in range(height):
-                                row = (i * rows + h * stride[0] + r * dilation[0]) * columns
-                                at = (row + s * dilation[1]) * channels + g * depth + c
-                                pixel = (n * height + h) * width
-                                for w in range(width):
-                                    acc = simd.tile_fma(
-                                        acc, image, at + w * stride[1] * channels, 1, length - c,
-                                        grad_out, (pixel + w) * out_channels + first, count,
-                                    )  # fmt: skip
-                            simd.tile_store(acc, grad_weight, to, out_channels, length - c, count)
+            _spread(x, n, images, padding, padded)
+            at = 0
+        for h in range(0, images * height, block):
+            last = min(h + block, images * height)
+            pixel = (n * height + h) * width
+            for g in range(groups):
+                for k in range(0, group, COLUMNS * simd.lanes(x)):
+                    first, left = g * group + k, group - k
+                    source = pixel * out_channels + first
+                    _pack(grad_out, source, out_channels, (last - h) * width, left, strip, 0)
+                    _strip(
+                        image, at + g * depth, starts, line[h:last], width, stride[1] * channels,
+                        strip, 0, _pitch(left, x), strip[:0], 0,
+                        grad_weight, first, places, starts.size, left, True,
+                    )  # fmt: skip
+
+
+# ------------------------------------------------- depthwise: a filter a channel
+#
+# Channels do not mix: a step multiplies a vector of neighbouring channels of an input pixel by the
+# same channels of a filter tap, and a tile holds them for ROWS output pixels.
+
+
+@njit
+def _depthwise(
+    image, at_image, starts, taps, weight, filters, bias, out, at_out, places, count, channels
+):
+    """out[places[q] + c] = bias[c] + sum_t image[starts[q] + taps[t] + c] weight[filters[t] + c]
+
+    for q < count and all c.
+    """
+    for c in range(0, channels, COLUMNS * simd.lanes(out)):
+        width = channels - c
+        for q in range(0, count, ROWS):
+            left = count - q
+            acc = simd.tile(out, ROWS, COLUMNS)
+            here = simd.tile_rows(acc, starts, q, left)
+            for t in range(taps.size):
+                at = at_image + taps[t] + c
+                acc = simd.tile_fma_rows(acc, image, here, at, weight, filters[t] + c, width)
+            if bias.size > 0:
+                acc = simd.tile_add(acc, bias, c, width)
+            to = simd.tile_rows(acc, places, q, left)
+            simd.tile_store(acc, out, to, at_out + c, left, width)
+
+
+@njit
+def depthwise_forward(
+    x, weight, bias, bank, stride, padding, dilation, groups, out, padded, pixels, taps
+):
+    """out[n, h, w, c] = bias[c]
+    + sum_{r,s} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, 0, c].
+
+    `conv2d_forward` with as many groups as channels. An empty bias adds nothing; no bank is needed.
+    """
+    filter_height, filter_width, _, channels = weight.shape
+    _, height, width, _ = out.shape
+    image = padded if padded.size > 0 else x
+    _, rows, columns, _ = image.shape
+    for r in range(filter_height):
+        for s in range(filter_width):
+            t = r * filter_width + s
+            taps[0, t] = (r * dilation[0] * columns + s * dilation[1]) * channels
+            taps[1, t] = t * channels
+    chunk = pixels.shape[1]
+    _pixels((height, width), stride, image.shape, channels, pixels)
+    padded.fill(0)
+    for n in range(0, x.shape[0], chunk):
+        images = min(chunk, x.shape[0] - n)
+        at = n * rows * columns * channels
+        if padded.size > 0:
+            _spread(x, n, images, padding, padded)
+            at = 0
+        _depthwise(
+            image, at, pixels[0].reshape(-1), taps[0], weight, taps[1], bias, out,
+            n * height * width * channels, pixels[1].reshape(-1), images * height * width, channels,
+        )  # fmt: skip
+
+
+@njit
+def depthwise_backward_input(
+    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, spread, pixels, taps
+):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] weight[r, s, 0, c] over all r, s where
+    i stride + r dilation - padding = h, and likewise for j and w. See `conv2d_backward_input`.
+    """
+    kernel = weight.shape[:2]
+    _, height, width, channels = grad_x.shape
+    image = spread if spread.size > 0 else grad_out
+    _, rows, columns, _ = image.shape
+    offset = (
+        _reach(kernel[0], stride[0], dilation[0]) - padding[0] // stride[0],
+        _reach(kernel[1], stride[1], dilation[1]) - padding[1] // stride[1],
+    )
+    chunk, no_bias = pixels.shape[1], weight.reshape(-1)[:0]
+    spread.fill(0)
+    for n in range(0, grad_x.shape[0], chunk):
+        images = min(chunk, grad_x.shape[0] - n)
+        at = n * rows * columns * channels
+        if spread.size > 0:
+            _spread(grad_out, n, images, offset, spread)
+            at = 0
+        for number in range(stride[0] * stride[1]):
+            phase = number // stride[1], number % stride[1]
+            count = _phase_pixels(
+                images, phase, stride, padding, image.shape, channels, grad_x.shape, pixels
+            )
+            runs, _ = _phase_taps(phase, kernel, stride, dilation, False, channels, columns, taps)
+            _depthwise(
+                image, at, pixels[0].reshape(-1), taps[0, :runs], weight, taps[1], no_bias, grad_x,
+                n * height * width * channels, pixels[1].reshape(-1), count, channels,
+            )  # fmt: skip
+
+
+FILTER_ROWS = 5  # of a tile that holds a depthwise filter: 3 x 3 taps are two such tiles
+
+
+@njit
+def depthwise_backward_weight(
+    x, grad_out, stride, padding, dilation, groups, grad_weight, padded, pixels, taps
+):
+    """grad_weight[r, s, 0, c]
+    = sum_{n,h,w} x[n, h stride + r dilation - padding, w ..., c] grad_out[n, h, w, c].
+
+    The rows of a tile are filter taps (r, s).
+    """
+    filter_height, filter_width, _, channels = grad_weight.shape
+    _, height, width, _ = grad_out.shape
+    image = padded if padded.size > 0 else x
+    _, rows, columns, _ = image.shape
+    for r in range(filter_height):
+        for s in range(filter_width):
+            t = r * filter_width + s
+            taps[0, t] = (r * dilation[0] * columns + s * dilation[1]) * channels
+            taps[1, t] = t * channels
+    chunk, count = pixels.shape[1], taps.shape[1]
+    _pixels((height, width), stride, image.shape, channels, pixels)
+    starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
+    grad_weight.fill(0)
+    padded.fill(0)
+    for n in range(0, x.shape[0], chunk):
+        images = min(chunk, x.shape[0] - n)
+        at, at_grad = n * rows * columns * channels, n * height * width * channels
+        if padded.size > 0:
+            _spread(x, n, images, padding, padded)
+            at = 0
+        for c in range(0, channels, COLUMNS * simd.lanes(x)):
+            for t in range(0, count, FILTER_ROWS):
+                left, wide = count - t, channels - c
+                acc = simd.tile(x, FILTER_ROWS, COLUMNS)
+                to = simd.tile_rows(acc, taps[1], t, left)
+                acc = simd.tile_load(acc, grad_weight, to, c, left, wide)
+                here = simd.tile_rows(acc, taps[0], t, left)
+                for q in range(images * height * width):
+                    acc = simd.tile_fma_rows(
+                        acc, image, here, at + starts[q] + c,
+                        grad_out, at_grad + places[q] + c, wide,
+                    )  # fmt: skip
+                simd.tile_store(acc, grad_weight, to, c, left, wide)
+
+
+# ------------------------------------------------------ Winograd's convolution
+#
+# Of a 3 x 3 filter and stride 1, a tile of 4 x 4 outputs needs 144 products a channel, and 36 do:
+# F(4 x 4, 3 x 3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016).
+# Out of d, 6 x 6 inputs, and g, the filter, come y = A^T [(G g G^T) * (B^T d B)] A, with
+#
+#         4  0 -5  0  1  0           1/4    0     0           1  0  0  0
+#         0 -4 -4  1  1  0          -1/6  -1/6  -1/6          1  1  1  1
+#   B^T = 0  4 -4 -1  1  0     G =  -1/6   1/6  -1/6     A =  1 -1  1 -1
+#         0 -2 -1  2  1  0          1/24  1/12   1/6          1  2  4  8
+#         0  2 -1 -2  1  0          1/24 -1/12   1/6          1 -2  4 -8
+#         0  4  0 -5  0  1            0     0     1           0  0  0  1
+#
+# The product in the middle is 36 matrix products, of (tile, c) by (c, k), one for each place of the
+# 6 x 6: these are the 36 *planes*. y is linear in g, so the gradient of g runs the same steps
+# backwards: G^T [sum over tiles of (A dy A^T) * (B^T d B)] G.
+#
+# Tiles are walked a few at a time, so that their planes stay in cache. A vector holds channels. The
+# larger numbers in B and A cost about two more bits of rounding than the plain sum.
+
+PLANES = 36
+
+
+@njit
+def _to_planes(d0, d1, d2, d3, d4, d5):
+    """B^T d."""
+    even, odd = d4 - 4 * d2, d3 - 4 * d1
+    even2, odd2 = d4 - d2, 2 * (d3 - d1)
+    return (
+        4 * d0 - 5 * d2 + d4,
+        even + odd,
+        even - odd,
+        even2 + odd2,
+        even2 - odd2,
+        4 * d1 - 5 * d3 + d5,
+    )
+
+
+@njit
+def _from_planes(m0, m1, m2, m3, m4, m5):
+    """A^T m."""
+    sum1, difference1 = m1 + m2, m1 - m2
+    sum2, difference2 = m3 + m4, m3 - m4
+    return (
+        m0 + sum1 + sum2,
+        difference1 + 2 * difference2,
+        sum1 + 4 * sum2,
+        difference1 + 8 * difference2 + m5,
+    )
+
+
+@njit
+def _filter_planes(g0, g1, g2):
+    """G g."""
+    ends, ends4 = (g0 + g2) * (-1 / 6), g0 * (1 / 24) + g2 * (1 / 6)
+    middle, middle4 = g1 * (-1 / 6), g1 * (1 / 12)
+    return g0 * (1 / 4), ends + middle, ends - middle, ends4 + middle4, ends4 - middle4, g2
+
+
+@njit
+def _grad_planes(y0, y1, y2, y3):
+    """A y."""
+    even, odd = y0 + y2, y1 + y3
+    even2, odd2 = y0 + 4 * y2, 2 * y1 + 8 * y3
+    return y0, even + odd, even - odd, even2 + odd2, even2 - odd2, y3
+
+
+@njit
+def _from_filter_planes(u0, u1, u2, u3, u4, u5):
+    """G^T u."""
+    sum1, difference1 = (u1 + u2) * (-1 / 6), (u2 - u1) * (1 / 6)
+    sum2, difference2 = u3 + u4, u3 - u4
+    return (
+        u0 * (1 / 4) + sum1 + sum2 * (1 / 24),
+        difference1 + difference2 * (1 / 12),
+        sum1 + sum2 * (1 / 6) + u5,
+    )
+
+
+@njit
+def _put(out, at, step, vectors):
+    """Store vectors `step` elements apart."""
+    for i in range(len(vectors)):
+        simd.store(out, at + i * step, vectors[i])
+
+
+@njit
+def winograd_bank(bank, depth, columns, planes, line):
+    """planes = G g G^T of each filter: 36 banks with rows c, from one with rows (r, s, c).
+
+    `line` has room for 36 vectors, as in the kernels below.
+    """
+    lanes = simd.lanes(bank)
+    plane, at = planes.size // PLANES, 0
+    for k in range(0, columns, COLUMNS * lanes):
+        strip = depth * _pitch(columns - k, bank)
+        for p in range(0, strip, lanes):
+            tap = 9 * at + p
+            for s in range(3):
+                g0, g1 = simd.load(bank, tap + s * strip), simd.load(bank, tap + (3 + s) * strip)
+                g2 = simd.load(bank, tap + (6 + s) * strip)
+                _put(line, s * lanes, 3 * lanes, _filter_planes(g0, g1, g2))
+            for i in range(6):
+                g0, g1 = simd.load(line, 3 * i * lanes), simd.load(line, (3 * i + 1) * lanes)
+                u = _filter_planes(g0, g1, simd.load(line, (3 * i + 2) * lanes))
+                _put(planes, 6 * i * plane + at + p, plane, u)
+        at += strip
+
+
+@njit
+def _six(x, at, step):
+    """Return six vectors that start `step` elements apart."""
+    return (
+        simd.load(x, at),
+        simd.load(x, at + step),
+        simd.load(x, at + 2 * step),
+        simd.load(x, at + 3 * step),
+        simd.load(x, at + 4 * step),
+        simd.load(x, at + 5 * step),
+    )
+
+
+@njit
+def _pixel(x, n, h, w, c):
+    """Return a vector of channels of a pixel: zeros outside of the image and past the channels."""
+    _, height, width, channels = x.shape
+    inside = 0 <= h < height and 0 <= w < width
+    return simd.load(
+        x, ((n * height + h) * width + w) * channels + c, channels - c if inside else 0
+    )
+
+
+@njit
+def _tile_corner(tile, extents):
+    """Return the image that a tile of 4 x 4 outputs is in, and its first row and column."""
+    down, across = (extents[0] + 3) // 4, (extents[1] + 3) // 4
+    return tile // (down * across), tile // across % down * 4, tile % across * 4
+
+
+@njit
+def _input_planes(x, first, tiles, extents, padding, line, planes):
+    """planes[i, tile, c] = (B^T d B)[i], with d the inputs that a tile of outputs sees."""
+    lanes, channels, pitch = simd.lanes(x), x.shape[3], planes.shape[1]
+    for tile in range(tiles):
+        n, top, left = _tile_corner(first + tile, extents)
+        h, w = top - padding[0], left - padding[1]
+        for c in range(0, channels, lanes):
+            for j in range(6):
+                d0, d1 = _pixel(x, n, h, w + j, c), _pixel(x, n, h + 1, w + j, c)
+                d2, d3 = _pixel(x, n, h + 2, w + j, c), _pixel(x, n, h + 3, w + j, c)
+                d4, d5 = _pixel(x, n, h + 4, w + j, c), _pixel(x, n, h + 5, w + j, c)
+                _put(line, j * lanes, 6 * lanes, _to_planes(d0, d1, d2, d3, d4, d5))
+            for i in range(6):
+                d0, d1, d2, d3, d4, d5 = _six(line, 6 * i * lanes, lanes)
+                at = 6 * i * pitch + tile * _whole(channels, x) + c
+                _put(planes, at, pitch, _to_planes(d0, d1, d2, d3, d4, d5))
+
+
+@njit
+def _whole(channels, x):
+    """Return the channels rounded up to whole vectors."""
+    lanes = simd.lanes(x)
+    return (channels + lanes - 1) // lanes * lanes
+
+
+@njit
+def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, tables):
+    """Convolve images with filters of 3 x 3, stride 1, from their planes.
+
+    The other planes are workspace, with room for as many tiles as are done at a time.
+    """
+    images, height, width, out_channels = out.shape
+    extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
+    depth, group = _whole(channels, x), _whole(out_channels, x)
+    rows, places, taps = tables[0], tables[1], tables[2, :1]
+    chunk = rows.size
+    for q in range(chunk):
+        rows[q], places[q] = q * depth, q * group
+    taps[0] = 0
+    no_bias = planes[:0]
+    total = images * ((height + 3) // 4) * ((width + 3) // 4)
+    for first in range(0, total, chunk):
+        tiles = min(chunk, total - first)
+        _input_planes(x, first, tiles, extents, padding, line, input_planes)
+        for i in range(PLANES):
+            at_bank = i * (planes.size // PLANES)
+            for k in range(0, out_channels, COLUMNS * lanes):
+                pitch = _pitch(out_channels - k, x)
+                _strip(
+                    input_planes, i * input_planes.shape[1], rows, taps, channels, 1,
+                    planes, at_bank, pitch, no_bias, 0, output_planes,
+                    i * output_planes.shape[1] + k, places, tiles, pitch, False,
+                )  # fmt: skip
+                at_bank += channels * pitch
+        for tile in range(tiles):
+            n, top, left = _tile_corner(first + tile, extents)
+            for k in range(0, out_channels, lanes):
+                for j in range(6):
+                    at, step = (
+                        j * output_planes.shape[1] + tile * group + k,
+                        6 * output_planes.shape[1],
+                    )
+                    m0, m1, m2, m3, m4, m5 = _six(output_planes, at, step)
+                    _put(line, j * lanes, 6 * lanes, _from_planes(m0, m1, m2, m3, m4, m5))
+                for i in range(4):
+                    m0, m1, m2, m3, m4, m5 = _six(line, 6 * i * lanes, lanes)
+                    y = _from_planes(m0, m1, m2, m3, m4, m5)
+                    for j in range(4):
+                        if top + i < height and left + j < width:
+                            value = y[j]
+                            if bias.size > 0:
+                                value += simd.load(bias, k, out_channels - k)
+                            at = ((n * height + top + i) * width + left + j) * out_channels + k
+                            simd.store(out, at, value, out_channels - k)
+
+
+@njit
+def winograd_forward(
+    x, weight, bias, planes, padding, out, line, input_planes, output_planes, tables
+):
+    """out = what `conv2d_forward` gives for filters of 3 x 3 and stride 1, from their planes."""
+    _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, tables)
+
+
+@njit
+def winograd_backward_input(
+    grad_out, weight, planes, padding, grad_x, line, input_planes, output_planes, tables
+):
+    """grad_x = what `conv2d_backward_input` gives for filters of 3 x 3 and stride 1.
+
+    The planes are those of the filter upside down. Padding makes up for the forward's.
+    """
+    padding = 2 - padding[0], 2 - padding[1]
+    no_bias = planes[:0]
+    _winograd(grad_out, no_bias, planes, padding, grad_x, line, input_planes, output_planes, tables)
+
+
+@njit
+def winograd_backward_weight(
+    x, grad_out, padding, grad_weight, line, input_planes, grad_planes, sums, tables
+):
+    """grad_weight = what `conv2d_backward_weight` gives for filters of 3 x 3 and stride 1.
+
+    `sums` holds its planes.
+    """
+    images, height, width, out_channels = grad_out.shape
+    extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
+    depth, group = _whole(channels, x), _whole(out_channels, x)
+    rows, places, taps = tables[0], tables[1], tables[2, :1]
+    for c in range(channels):
+        rows[c], places[c] = c, c * group
+    taps[0] = 0
+    no_bias = line[:0]
+    chunk = grad_planes.shape[1] // group
+    sums.fill(0)
+    total = images * ((height + 3) // 4) * ((width + 3) // 4)
+    for first in range(0, total, chunk):
+        tiles = min(chunk, total - first)
+        _input_planes(x, first, tiles, extents, padding, line, input_planes)
+        for tile in range(tiles):
+            n, top, left = _tile_corner(first + tile, extents)
+            for k in range(0, out_channels, lanes):
+                strip = k - k % (COLUMNS * lanes)
+                pitch = _pitch(out_channels - strip, x)
+                for j in range(4):
+                    y0, y1 = (
+                        _pixel(grad_out, n, top, left + j, k),
+                        _pixel(grad_out, n, top + 1, left + j, k),
+                    )
+                    y2, y3 = (
+                        _pixel(grad_out, n, top + 2, left + j, k),
+                        _pixel(grad_out, n, top + 3, left + j, k),
+                    )
+                    _put(line, j * lanes, 4 * lanes, _grad_planes(y0, y1, y2, y3))
+                for i in range(6):
+                    y0, y1 = simd.load(line, 4 * i * lanes), simd.load(line, (4 * i + 1) * lanes)
+                    y2, y3 = (
+                        simd.load(line, (4 * i + 2) * lanes),
+                        simd.load(line, (4 * i + 3) * lanes),
+                    )
+                    at = 6 * i * grad_planes.shape[1] + strip * tiles + tile * pitch + k - strip
+                    _put(grad_planes, at, grad_planes.shape[1], _grad_planes(y0, y1, y2, y3))
+        for i in range(PLANES):
+            for k in range(0, out_channels, COLUMNS * lanes):
+                pitch = _pitch(out_channels - k, x)
+                _strip(
+                    input_planes, i * input_planes.shape[1], rows, taps, tiles, depth,
+                    grad_planes, i * grad_planes.shape[1] + k * tiles, pitch, no_bias, 0,
+                    sums, i * sums.shape[1] + k, places, channels, pitch, True,
+                )  # fmt: skip
+    for c in range(channels):
+        for k in range(0, out_channels, lanes):
+            for j in range(6):
+                m0, m1, m2, m3, m4, m5 = _six(
+                    sums, j * sums.shape[1] + c * group + k, 6 * sums.shape[1]
+                )
+                _put(line, j * lanes, 6 * lanes, _from_filter_planes(m0, m1, m2, m3, m4, m5))
+            for r in range(3):
+                m0, m1, m2, m3, m4, m5 = _six(line, 6 * r * lanes, lanes)
+                g = _from_filter_planes(m0, m1, m2, m3, m4, m5)
+                for s in range(3):
+                    at = ((r * 3 + s) * channels + c) * out_channels + k
+                    simd.store(grad_weight, at, g[s], out_channels - k)
 
 
 # =================================================================== pooling

@@ -98,6 +98,20 @@ class _MaskModel(models.PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(ir.IntType(1), kind.count))
 
 
+class Rows(types.Type):
+    """Where each row of a tile begins in an array: ``count`` places, in registers too."""
+
+    def __init__(self, count: int):
+        self.count = count
+        super().__init__(f"Rows({count})")
+
+
+@register_model(Rows)
+class _RowsModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, ir.ArrayType(ir.IntType(64), kind.count))
+
+
 @register_model(Tile)
 class _TileModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
@@ -229,17 +243,38 @@ def tile(x: np.ndarray, rows: int, columns: int):
     return np.zeros((rows, columns * (VECTOR_BYTES // x.itemsize)), x.dtype)
 
 
-def tile_fma(acc, a, ia, stride, rows, b, ib, width):
-    """Return ``acc[i, j] + a[ia + i * stride] * b[ib + j]``.
+def tile_square(x: np.ndarray):
+    """Return a tile of zeros with as many rows as a vector of ``x``'s dtype has lanes."""
+    return np.zeros((lanes(x), lanes(x)), x.dtype)
 
-    ``rows`` and ``width`` say how much of the tile counts: rows past the last repeat it and
-    columns past ``width`` are zero, so nothing out of bounds is read.
+
+def tile_rows(acc, table: np.ndarray, i: int, count: int):
+    """Return the places ``table[i], table[i + 1], ...`` of the tile's rows, ``count`` of them.
+
+    Rows past the last repeat it, so that what they read is not out of bounds.
     """
-    row = np.minimum(np.arange(acc.shape[0]), rows - 1)
-    values = np.zeros(acc.shape[1], b.dtype)
-    width = min(width, len(values))
-    values[:width] = b.reshape(-1)[ib : ib + width]
-    return acc + a.reshape(-1)[ia + row * stride][:, None] * values
+    return table[i + np.minimum(np.arange(acc.shape[0]), count - 1)]
+
+
+def tile_steps(acc, start: int, step: int, count: int):
+    """Return the places ``start, start + step, ...`` of the tile's rows, ``count`` of them."""
+    return start + np.minimum(np.arange(acc.shape[0]), count - 1) * step
+
+
+def tile_fma(acc, a, rows, ia, b, ib):
+    """Return ``acc[i, j] + a[rows[i] + ia] * b[ib + j]``, with all of the tile's columns of b."""
+    row = b.reshape(-1)[ib : ib + acc.shape[1]]
+    return acc + a.reshape(-1)[rows + ia][:, None] * row
+
+
+def tile_fma_rows(acc, a, rows, ia, b, ib, width):
+    """Return ``acc[i, j] + a[rows[i] + ia + j] * b[ib + j]``: lane by lane, ``width`` columns."""
+    width = min(width, acc.shape[1])
+    out = acc.copy()
+    for row, start in enumerate(rows + ia):
+        values = a.reshape(-1)[start : start + width]
+        out[row, :width] += values * b.reshape(-1)[ib : ib + width]
+    return out
 
 
 def tile_add(acc, x, i, width):
@@ -250,20 +285,28 @@ def tile_add(acc, x, i, width):
     return acc + values
 
 
-def tile_load(acc, x, i, stride, rows, width):
-    """Return the tile filled from ``x[i + row * stride + column]``; its old values are dropped."""
+def tile_load(acc, x, rows, i, count, width):
+    """Return the tile filled from ``x[rows[r] + i + j]``: ``count`` rows, ``width`` columns of it.
+
+    The others are zero.
+    """
     acc = np.zeros_like(acc)
     width = min(width, acc.shape[1])
-    for row in range(min(rows, len(acc))):
-        acc[row, :width] = x.reshape(-1)[i + row * stride :][:width]
+    for row in range(min(count, len(acc))):
+        acc[row, :width] = x.reshape(-1)[rows[row] + i :][:width]
     return acc
 
 
-def tile_store(acc, x, i, stride, rows, width):
-    """Write ``rows`` rows and ``width`` columns of the tile to ``x[i + row * stride + column]``."""
+def tile_store(acc, x, rows, i, count, width):
+    """Write ``count`` rows and ``width`` columns of the tile to ``x[rows[r] + i + j]``."""
     width = min(width, acc.shape[1])
-    for row in range(min(rows, len(acc))):
-        x.reshape(-1)[i + row * stride : i + row * stride + width] = acc[row, :width]
+    for row in range(min(count, len(acc))):
+        x.reshape(-1)[rows[row] + i : rows[row] + i + width] = acc[row, :width]
+
+
+def tile_transpose(acc):
+    """Return a square tile (as many rows as lanes, one column) turned about its diagonal."""
+    return acc.T.copy()
 
 
 # ------------------------------------------------------- how a call is lowered
@@ -725,22 +768,35 @@ def _(x, rows, columns):
     return Tile(x.dtype, rows.literal_value, columns.literal_value)
 
 
+@_typed(tile_square)
+def _(x):
+    fits = _is_array(x) and isinstance(x.dtype, types.Float)
+    return Tile(x.dtype, _lane_count(x.dtype), 1) if fits else None
+
+
+@_coded(tile_square)
 @_coded(tile)
 def _(context, builder, sig, args):
     return ir.Constant(context.get_value_type(sig.return_type), None)
 
 
 def _row_of(context, builder, array_type, array, start, width, kind: Tile) -> list[ir.Value]:
-    """Load the tile's ``columns`` vectors from ``array[start], ...``, ``width`` elements of it."""
+    """Load the tile's ``columns`` vectors from ``array[start], ...``, ``width`` elements of it.
+
+    Without a width all of them are read, and no masks made.
+    """
     vector, align = _llvm_vector(kind.vector), kind.vector.dtype.bitwidth // 8
     pointer = _address(context, builder, array_type, array, start, types.intp)
     loaded = []
     for column in range(kind.columns):
         offset = ir.Constant(_I64, column * vector.count)
-        mask = _first_lanes(builder, builder.sub(width, offset), vector.count)
         at = builder.gep(pointer, [offset])
         at = _vector_pointer(builder, at, vector.element, vector.count)
-        loaded.append(_masked_load(builder, at, mask, vector, align))
+        if width is None:
+            loaded.append(builder.load(at, align=align))
+        else:
+            mask = _first_lanes(builder, builder.sub(width, offset), vector.count)
+            loaded.append(_masked_load(builder, at, mask, vector, align))
     return loaded
 
 
@@ -748,30 +804,87 @@ def _integers(context, builder, sig, args, *positions: int) -> list[ir.Value]:
     return [context.cast(builder, args[k], sig.args[k], types.intp) for k in positions]
 
 
+def _clamped(builder, row: int, count: ir.Value) -> ir.Value:
+    """Return the number of a row, or of the last of ``count`` rows."""
+    index, last = ir.Constant(_I64, row), builder.sub(count, ir.Constant(_I64, 1))
+    return builder.select(builder.icmp_signed("<", index, last), index, last)
+
+
+@_typed(tile_rows)
+def _(acc, table, i, count):
+    fits = isinstance(acc, Tile) and _is_array(table) and table.dtype == types.int64
+    return Rows(acc.rows) if fits else None
+
+
+@_coded(tile_rows)
+def _(context, builder, sig, args):
+    i, count = _integers(context, builder, sig, args, 2, 3)
+    rows = ir.Constant(context.get_value_type(sig.return_type), ir.Undefined)
+    for row in range(sig.return_type.count):
+        at = builder.add(i, _clamped(builder, row, count))
+        pointer = _address(context, builder, sig.args[1], args[1], at, types.intp)
+        rows = builder.insert_value(rows, builder.load(pointer), row)
+    return rows
+
+
+@_typed(tile_steps)
+def _(acc, start, step, count):
+    return Rows(acc.rows) if isinstance(acc, Tile) else None
+
+
+@_coded(tile_steps)
+def _(context, builder, sig, args):
+    start, step, count = _integers(context, builder, sig, args, 1, 2, 3)
+    rows = ir.Constant(context.get_value_type(sig.return_type), ir.Undefined)
+    for row in range(sig.return_type.count):
+        place = builder.add(start, builder.mul(_clamped(builder, row, count), step))
+        rows = builder.insert_value(rows, place, row)
+    return rows
+
+
 @_typed(tile_fma)
-def _(acc, a, ia, stride, rows, b, ib, width):
+def _(acc, a, rows, ia, b, ib):
     fits = isinstance(acc, Tile) and _is_array(a, b) and a.dtype == b.dtype == acc.vector.dtype
-    return acc if fits else None
+    return acc if fits and isinstance(rows, Rows) else None
 
 
 @_coded(tile_fma)
 def _(context, builder, sig, args):
     kind = sig.return_type
-    ia, stride, rows, ib, width = _integers(context, builder, sig, args, 2, 3, 4, 6, 7)
-    b_row = _row_of(context, builder, sig.args[5], args[5], ib, width, kind)
-    last = builder.sub(rows, ir.Constant(_I64, 1))
+    ia, ib = _integers(context, builder, sig, args, 3, 5)
+    b_row = _row_of(context, builder, sig.args[4], args[4], ib, None, kind)
+    start = _address(context, builder, sig.args[1], args[1], ia, types.intp)
     acc, vector = args[0], b_row[0].type
     for row in range(kind.rows):
-        index = ir.Constant(_I64, row)
-        index = builder.select(builder.icmp_signed("<", index, last), index, last)
-        at = builder.add(ia, builder.mul(index, stride))
-        pointer = _address(context, builder, sig.args[1], args[1], at, types.intp)
-        a_lanes = _splat(builder, builder.load(pointer), vector.count)
+        value = builder.load(builder.gep(start, [builder.extract_value(args[2], row)]))
+        a_lanes = _splat(builder, value, vector.count)
         for column, b_lanes in enumerate(b_row):
             place = row * kind.columns + column
             old = builder.extract_value(acc, place)
             new = _call(builder, f"llvm.fmuladd.{_suffix(vector)}", vector, [a_lanes, b_lanes, old])
             acc = builder.insert_value(acc, new, place)
+    return acc
+
+
+@_typed(tile_fma_rows)
+def _(acc, a, rows, ia, b, ib, width):
+    fits = isinstance(acc, Tile) and _is_array(a, b) and a.dtype == b.dtype == acc.vector.dtype
+    return acc if fits and isinstance(rows, Rows) else None
+
+
+@_coded(tile_fma_rows)
+def _(context, builder, sig, args):
+    kind, acc = sig.return_type, args[0]
+    ia, ib, width = _integers(context, builder, sig, args, 3, 5, 6)
+    b_row = _row_of(context, builder, sig.args[4], args[4], ib, width, kind)
+    for row in range(kind.rows):
+        start = builder.add(ia, builder.extract_value(args[2], row))
+        a_row = _row_of(context, builder, sig.args[1], args[1], start, width, kind)
+        for column, operands in enumerate(zip(a_row, b_row, strict=True)):
+            place = row * kind.columns + column
+            old = builder.extract_value(acc, place)
+            name = f"llvm.fmuladd.{_suffix(old.type)}"
+            acc = builder.insert_value(acc, _call(builder, name, old.type, [*operands, old]), place)
     return acc
 
 
@@ -794,20 +907,19 @@ def _(context, builder, sig, args):
 
 
 @_typed(tile_load)
-def _(acc, x, i, stride, rows, width):
+def _(acc, x, rows, i, count, width):
     fits = isinstance(acc, Tile) and _is_array(x) and x.dtype == acc.vector.dtype
-    return acc if fits else None
+    return acc if fits and isinstance(rows, Rows) else None
 
 
 @_coded(tile_load)
 def _(context, builder, sig, args):
     kind, acc = sig.return_type, args[0]
-    i, stride, rows, width = _integers(context, builder, sig, args, 2, 3, 4, 5)
+    i, count, width = _integers(context, builder, sig, args, 3, 4, 5)
     for row in range(kind.rows):
-        index = ir.Constant(_I64, row)
-        inside = builder.icmp_signed("<", index, rows)
+        inside = builder.icmp_signed("<", ir.Constant(_I64, row), count)
         used = builder.select(inside, width, ir.Constant(_I64, 0))
-        start = builder.add(i, builder.mul(index, stride))
+        start = builder.add(i, builder.extract_value(args[2], row))
         values = _row_of(context, builder, sig.args[1], args[1], start, used, kind)
         for column, value in enumerate(values):
             acc = builder.insert_value(acc, value, row * kind.columns + column)
@@ -815,20 +927,19 @@ def _(context, builder, sig, args):
 
 
 @_typed(tile_store)
-def _(acc, x, i, stride, rows, width):
+def _(acc, x, rows, i, count, width):
     fits = isinstance(acc, Tile) and _is_array(x) and x.dtype == acc.vector.dtype
-    return types.none if fits else None
+    return types.none if fits and isinstance(rows, Rows) else None
 
 
 @_coded(tile_store)
 def _(context, builder, sig, args):
     kind = sig.args[0]
     vector, align = _llvm_vector(kind.vector), kind.vector.dtype.bitwidth // 8
-    i, stride, rows, width = _integers(context, builder, sig, args, 2, 3, 4, 5)
+    i, count, width = _integers(context, builder, sig, args, 3, 4, 5)
     for row in range(kind.rows):
-        index = ir.Constant(_I64, row)
-        with builder.if_then(builder.icmp_signed("<", index, rows)):
-            start = builder.add(i, builder.mul(index, stride))
+        with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, row), count)):
+            start = builder.add(i, builder.extract_value(args[2], row))
             pointer = _address(context, builder, sig.args[1], args[1], start, types.intp)
             for column in range(kind.columns):
                 offset = ir.Constant(_I64, column * vector.count)
@@ -838,3 +949,28 @@ def _(context, builder, sig, args):
                 value = builder.extract_value(args[0], row * kind.columns + column)
                 _masked_store(builder, value, at, mask, align)
     return context.get_dummy_value()
+
+
+@_typed(tile_transpose)
+def _(acc):
+    square = isinstance(acc, Tile) and acc.columns == 1 and acc.rows == acc.vector.count
+    return acc if square else None
+
+
+@_coded(tile_transpose)
+def _(context, builder, sig, args):
+    # Swap ever larger off-diagonal blocks: log2(count) rounds of shuffles of two rows.
+    acc, count = args[0], sig.return_type.rows
+    half = 1
+    while half < count:
+        low = [lane if not lane & half else count + lane - half for lane in range(count)]
+        high = [lane + half if not lane & half else count + lane for lane in range(count)]
+        for row in range(count):
+            if row & half:
+                continue
+            upper, lower = (builder.extract_value(acc, k) for k in (row, row + half))
+            for place, lanes_taken in ((row, low), (row + half, high)):
+                index = ir.Constant(ir.VectorType(_I32, count), lanes_taken)
+                acc = builder.insert_value(acc, builder.shuffle_vector(upper, lower, index), place)
+        half *= 2
+    return acc

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-from ..array import Array, size_of
+import numpy as np
+
+from ..array import FLOATS, Array, Spec, asarray, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
-from ..simd import TILE_ROWS
+from ..kernels_cpu import BLOCK_ROWS, BLOCK_STEPS
+from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
 from .elementwise import (
     broadcast_shape,
     broadcast_to,
@@ -19,13 +23,65 @@ from .elementwise import (
 from .reduction import sum
 from .shaping import reshape
 
+BANK_ROWS = 4 * TILE_ROWS  # from as many rows of a product on, laying b out in strips pays
+
 
 def _rows_columns(shape: tuple[int, ...], transpose: bool) -> tuple[int, int]:
     return (shape[-1], shape[-2]) if transpose else (shape[-2], shape[-1])
 
 
-def _matmul_infer(a, b, *, transpose_a, transpose_b):
-    require_float("matmul", a, b)
+# The CPU's kernels read their second operand from a bank: see `bank_forward` in kernels_cpu.py.
+# It is an op of its own, so that shards, and a compiled step's chunks, share one.
+
+
+def strip_width(columns: int, itemsize: int) -> int:
+    """Return how many columns a matrix takes in a bank: whole vectors."""
+    lanes = VECTOR_BYTES // itemsize
+    return -(-columns // lanes) * lanes
+
+
+def _bank_extents(x: Spec, batch: int, transpose: bool) -> tuple[int, int, int]:
+    """Return how many matrices there are, and their rows and columns."""
+    rows, columns = size_of(x.shape[batch:-1]), x.shape[-1]
+    return size_of(x.shape[:batch]), *((columns, rows) if transpose else (rows, columns))
+
+
+def _bank_infer(x, *, batch, groups, transpose):
+    require_float("bank", x)
+    count, rows, columns = _bank_extents(x, batch, transpose)
+    return (count * rows * groups * strip_width(columns // groups, x.dtype.itemsize),), x.dtype
+
+
+def _bank_views(call: Call) -> Views:
+    _, rows, columns = _bank_extents(call.inputs[0], call.batch, call.transpose)
+    return flat(call, rows, columns, call.groups, call.transpose)
+
+
+def _bank_split(call: Call) -> list[Split]:
+    count, rows, columns = _bank_extents(call.inputs[0], call.batch, call.transpose)
+    return [Split(count, (rows * columns,), (call.outputs[0].size // max(count, 1),))]
+
+
+_BANK = register(Op("bank", _bank_infer, "bank_forward", arrange=_bank_views, split=_bank_split))
+
+
+def bank(x: Array, *, batch: int = 0, groups: int = 1, transpose: bool = False) -> Array:
+    """Return matrices' columns in strips, as the CPU's register tiles read them.
+
+    Of x's axes, the first ``batch`` count matrices and the last one is a row; all others are
+    rows. With ``transpose`` each matrix is turned.
+    """
+    return apply(_BANK, x, batch=batch, groups=groups, transpose=transpose)
+
+
+@lru_cache
+def nothing(dtype: np.dtype, device: str) -> Array:
+    """Return an empty array, for an operand that a kernel does without."""
+    return asarray(np.zeros(0, dtype), device=device)
+
+
+def _matmul_infer(a, b, bias, bank, *, transpose_a, transpose_b):
+    require_float("matmul", a, b, bias, bank)
     m, k = _rows_columns(a.shape, transpose_a)
     k_b, n = _rows_columns(b.shape, transpose_b)
     if k != k_b:
@@ -46,9 +102,13 @@ def _matmul_views(call: Call) -> Views:
 
 
 def _matmul_workspace(call: Call):
-    b = call.inputs[1]
-    needed = call.transpose_b and call.device == "cpu"
-    return [((b.shape[-2] * b.shape[-1] if needed else 0,), b.dtype)]
+    """Room for tables of the tiles' rows, and for the last strip of a b without a bank."""
+    b, bank = call.inputs[1], call.inputs[3]
+    if call.device != "cpu":
+        return [((0, 0), np.int64), ((0,), b.dtype)]
+    needed = bank.size == 0
+    tail = BLOCK_STEPS * strip_width(1, b.dtype.itemsize) * TILE_COLUMNS
+    return [((3, BLOCK_ROWS), np.int64), ((tail if needed else 0,), b.dtype)]
 
 
 def _matmul_split(call: Call) -> list[Split]:
@@ -56,8 +116,9 @@ def _matmul_split(call: Call) -> list[Split]:
     *batch, m, n = call.outputs[0].shape
     count = size_of(tuple(batch))
     if count != 1:
-        steps = [size_of(spec.shape[-2:]) if spec.ndim > 2 else 0 for spec in call.inputs]
-        return [Split(count, tuple(steps), (m * n,))]
+        steps = [size_of(spec.shape[-2:]) if spec.ndim > 2 else 0 for spec in call.inputs[:2]]
+        strips = call.inputs[3].size // count if steps[1] else 0
+        return [Split(count, (*steps, 0, strips), (m * n,))]
 
     def rows(scalars, lo, hi):
         first, stop = lo * TILE_ROWS, min(hi * TILE_ROWS, m)
@@ -65,19 +126,19 @@ def _matmul_split(call: Call) -> list[Split]:
         return (*scalars[:-2], first if call.transpose_a else 0, stop - first)
 
     step_a = 0 if call.transpose_a else TILE_ROWS * call.inputs[0].shape[-1]
-    return [Split(-(-m // TILE_ROWS), (step_a, 0), (TILE_ROWS * n,), rows)]
+    return [Split(-(-m // TILE_ROWS), (step_a, 0, 0, 0), (TILE_ROWS * n,), rows)]
 
 
 def _matmul_cost(call: Call) -> tuple[float, float]:
-    a, b, out = *call.inputs, call.outputs[0]
+    (a, b), out = call.inputs[:2], call.outputs[0]
     k = _rows_columns(a.shape, call.transpose_a)[1]
     moved = (a.size + b.size + out.size) * out.dtype.itemsize
     return 2.0 * out.size * k, moved
 
 
 def _matmul_vjp(grad_out, a, b, transpose_a, transpose_b, needs, specs):
-    # With A = op(a), B = op(b), out = A B:  grad_A = G B^T,  grad_B = A^T G.
-    grad_a = grad_b = None
+    # With A = op(a), B = op(b), out = A B + bias:  grad_A = G B^T,  grad_B = A^T G.
+    grad_a = grad_b = grad_bias = None
     if needs[0]:
         if transpose_a:
             grad_a = _matmul(b, grad_out, transpose_b, True)
@@ -90,7 +151,9 @@ def _matmul_vjp(grad_out, a, b, transpose_a, transpose_b, needs, specs):
         else:
             grad_b = _matmul(a, grad_out, not transpose_a, False)
         grad_b = _over_batch(grad_b, specs[1].shape)
-    return grad_a, grad_b
+    if needs[2]:
+        grad_bias = sum(grad_out, axis=tuple(range(grad_out.ndim - 1)))
+    return grad_a, grad_b, grad_bias, None
 
 
 def _over_batch(grad: Array, shape: tuple[int, ...]) -> Array:
@@ -113,14 +176,22 @@ _MATMUL = register(
 )
 
 
-def _matmul(a: Array, b: Array, transpose_a: bool, transpose_b: bool) -> Array:
+def _matmul(
+    a: Array, b: Array, transpose_a: bool, transpose_b: bool, bias: Array | None = None
+) -> Array:
     """Multiply matrices; a batch on one side only, or the same batch on both."""
     if a.ndim > 2 and b.ndim == 2 and not transpose_a:
         # One tall product instead of many small ones.
         tall = reshape(a, (size_of(a.shape[:-1]), a.shape[-1]))
-        out = apply(_MATMUL, tall, b, transpose_a=False, transpose_b=transpose_b)
+        out = _matmul(tall, b, False, transpose_b, bias)
         return reshape(out, (*a.shape[:-1], out.shape[-1]))
-    return apply(_MATMUL, a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    none = nothing(b.dtype, b.device)
+    strips = none
+    many = _rows_columns(a.shape, transpose_a)[0] >= BANK_ROWS
+    if b.device == "cpu" and b.dtype in FLOATS and (transpose_b or many):
+        strips = bank(b, batch=b.ndim - 2, transpose=transpose_b)
+    bias = none if bias is None else bias
+    return apply(_MATMUL, a, b, bias, strips, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
 def matmul(a: Any, b: Any) -> Array:
@@ -196,7 +267,9 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
         raise ShapeError(
             f"linear: bias {bias.shape} must have shape {weight.shape[1:]}, one for each output"
         )
-    return matmul(x, weight) + bias
+    if x.ndim < 2:
+        return matmul(x, weight) + bias
+    return _matmul(x, weight, False, False, bias)
 
 
 __all__ = ["linear", "matmul"]
