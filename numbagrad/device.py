@@ -7,10 +7,19 @@ of the CUDA simulator when ``NUMBA_ENABLE_CUDASIM=1`` is set.
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import functools
 import importlib.util
+import math
+import mmap
+import sys
+import threading
 import warnings
+import weakref
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +31,125 @@ from .errors import DeviceError, nearest
 DEVICES = ("cpu", "cuda")
 MAX_CHECKS = 256  # error flags that may wait for the next read
 
+POOLED_FROM = 64 * 1024  # bytes; smaller buffers come from NumPy
+CHUNK = 32 * 1024 * 1024  # bytes of the pool's first chunk
+LINE = 64  # bytes of a cache line, and of the widest vector
+SWEEP_EVERY = 1000  # buffers; a chunk of which none was taken in the meantime is given back
+
+
+# ------------------------------------------------------------- host memory
+
+
+class _Chunk:
+    """One piece of memory from the operating system, and which stretches of it are free."""
+
+    def __init__(self, size: int):
+        # Private: a forked child must not write into its parent's arrays.
+        unix = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+        self.memory = mmap.mmap(-1, size, **unix)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                self.memory.madvise(mmap.MADV_HUGEPAGE)
+        self.free = [(0, size)]  # (start, stop), in order; neighbours are merged
+        self.is_used = True  # since the last sweep
+
+    def take(self, size: int) -> int | None:
+        """Return the start of the first stretch that is large enough."""
+        for at, (start, stop) in enumerate(self.free):
+            if stop - start >= size:
+                self.free[at : at + 1] = [(start + size, stop)] if stop - start > size else []
+                self.is_used = True
+                return start
+        return None
+
+    def give_back(self, start: int, stop: int) -> None:
+        at = bisect.bisect(self.free, (start, stop))
+        if at < len(self.free) and self.free[at][0] == stop:
+            stop = self.free.pop(at)[1]
+        if at > 0 and self.free[at - 1][1] == start:
+            at -= 1
+            start = self.free.pop(at)[0]
+        self.free.insert(at, (start, stop))
+
+    @property
+    def is_free(self) -> bool:
+        return self.free == [(0, len(self.memory))]
+
+
+class _Lease(weakref.ref):
+    """Watches an array in the pool: while it lives, its stretch of a chunk is taken."""
+
+    __slots__ = ("chunk", "start", "stop")
+
+
+class Pool:
+    """Memory of large CPU buffers, used again as soon as an array has died.
+
+    The operating system gives a new page of memory when it is first touched, which takes longer
+    than most kernels take to fill it with results; and what the C library's allocator is given
+    back, it returns to the system. So large buffers come from here: from the lowest free address
+    of the first chunk with room. Therefore the memory in use is hardly more than what arrays
+    needed at one time, whatever their sizes; the rest of a chunk is addresses without pages.
+
+    A stretch is free again when the array made on it is gone, and all views of that array: whoever
+    still looks at a buffer, another library too, keeps it from being used again. That may happen in
+    any thread and in the middle of anything, so the stretch is merely put on a queue then.
+    """
+
+    def __init__(self):
+        self._chunks: list[_Chunk] = []
+        self._leases: dict[int, _Lease] = {}  # by id; a watch is lost if nobody holds it
+        self._returned: deque[_Lease] = deque()
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, nbytes: int) -> np.ndarray:
+        """Return an array of ``nbytes``, with whatever is in that memory, at a full cache line."""
+        # Two threads seldom meet here, and a finaliser hardly ever comes in the middle: then one
+        # buffer comes from NumPy. A full memory is NumPy's to report, too.
+        if not self._lock.acquire(blocking=False):
+            return np.empty(shape, dtype)
+        try:
+            chunk, start, stop = self._take(-(-nbytes // LINE) * LINE)
+        except OSError:
+            return np.empty(shape, dtype)
+        finally:
+            self._lock.release()
+        # The chunk is no NumPy array. So the base of a view is this array, not what lies below.
+        array = np.ndarray(shape, dtype, chunk.memory, start)
+        lease = _Lease(array, self._take_back)
+        lease.chunk, lease.start, lease.stop = chunk, start, stop
+        self._leases[id(lease)] = lease
+        return array
+
+    def _take_back(self, lease: _Lease) -> None:
+        del self._leases[id(lease)]
+        self._returned.append(lease)
+
+    def _take(self, size: int) -> tuple[_Chunk, int, int]:
+        while self._returned:
+            lease = self._returned.popleft()
+            lease.chunk.give_back(lease.start, lease.stop)
+        self._taken += 1
+        if self._taken % SWEEP_EVERY == 0:
+            self._chunks = [chunk for chunk in self._chunks if chunk.is_used or not chunk.is_free]
+            for chunk in self._chunks:
+                chunk.is_used = False
+        for chunk in self._chunks:
+            start = chunk.take(size)
+            if start is not None:
+                return chunk, start, start + size
+        self._chunks.append(_Chunk(max(size, CHUNK, self.mapped)))
+        return self._chunks[-1], self._chunks[-1].take(size), size
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of all chunks, most of which may have no memory behind them."""
+        return sum(len(chunk.memory) for chunk in self._chunks)
+
+
+pool = Pool()
+
 
 class CPU:
     """Buffers are C-contiguous NumPy arrays."""
@@ -32,13 +160,19 @@ class CPU:
     defers_checks = False  # whether `check` looks at a flag later, at the next read
 
     @staticmethod
-    def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        return np.empty(shape, dtype)
+    def allocator(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], np.ndarray]:
+        """Return a function that gives a new buffer, of unknown content, at each call."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes < POOLED_FROM:
+            return partial(np.empty, shape, dtype)
+        return partial(pool.empty, shape, dtype, nbytes)
 
     @staticmethod
     def from_host(value: np.ndarray) -> np.ndarray:
         """Copy a NumPy array into a new buffer."""
-        return np.array(value, order="C", copy=True, subok=False)
+        buffer = CPU.allocator(value.shape, value.dtype)()
+        np.copyto(buffer, value)
+        return buffer
 
     @staticmethod
     def to_host(data: np.ndarray) -> np.ndarray:
@@ -56,7 +190,7 @@ class CPU:
 
     @staticmethod
     def copy(data: np.ndarray) -> np.ndarray:
-        return data.copy()
+        return CPU.from_host(data)
 
     @staticmethod
     def copy_into(target: np.ndarray, source: np.ndarray) -> None:
@@ -107,8 +241,8 @@ class CUDA:
         self.launch_arguments = (self.stream,)
         self._checks: list[Callable] = []
 
-    def empty(self, shape, dtype):
-        return self.support.empty(shape, dtype, self.stream)
+    def allocator(self, shape, dtype):
+        return partial(self.support.empty, shape, dtype, self.stream)
 
     def from_host(self, value: np.ndarray):
         return self.support.to_device(value, self.stream)

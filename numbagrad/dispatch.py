@@ -273,6 +273,10 @@ class Plan:
     shards: _Shards | None = None
 
     def __post_init__(self):
+        self.allocators = [
+            self.backend.allocator(spec.shape, spec.dtype) for spec in self.call.outputs
+        ]
+        self._scratch = [self.backend.allocator(*wanted) for wanted in self.workspace]
         # Which buffers the kernel sees in another shape; None for those it takes as they are.
         if self.views is not None:
             self._inputs = _changed(self.call.inputs, self.views.inputs)
@@ -286,8 +290,8 @@ class Plan:
         if self.shards is not None:
             self.shards.run(inputs, outputs)
             return
-        if self.workspace:
-            outputs = outputs + [backend.empty(shape, dtype) for shape, dtype in self.workspace]
+        if self._scratch:
+            outputs = outputs + [allocate() for allocate in self._scratch]
         returned = self.kernel(*inputs, *scalars, *outputs, *backend.launch_arguments)
         if returned is not None:
             raise TypeError(RETURNS.format(self.kernel.__name__, type(returned).__name__))
@@ -410,11 +414,11 @@ def run_eagerly(
         return (Array(op.view(backend, data, call), spec.shape, spec.dtype, spec.device),)
 
     if targets is None:
-        buffers = [backend.empty(spec.shape, spec.dtype) for spec in call.outputs]
+        buffers = [allocate() for allocate in plan.allocators]
     else:
         _require_fitting_targets(op, call, targets)
         buffers = [target._data for target in targets]
-        buffers += [backend.empty(s.shape, s.dtype) for s in call.outputs[len(targets) :]]
+        buffers += [allocate() for allocate in plan.allocators[len(targets) :]]
     plan.run([x._data for x in inputs], buffers)
     if op.check is not None:
         arrays = tuple(map(_as_now, inputs)) if backend.defers_checks else inputs
@@ -514,11 +518,12 @@ class _Shards:
             [rows if isinstance(rows, int) else 0 for rows in (*split.inputs, *split.outputs)],
             np.int64,
         )
+        allocator = devices.backend("cpu").allocator
         self.partial = [
-            ((count, *shape), spec.dtype) if isinstance(rows, str) else None
+            allocator((count, *shape), spec.dtype) if isinstance(rows, str) else None
             for rows, shape, spec in zip(split.outputs, views.outputs, call.outputs, strict=True)
         ]
-        self.workspace = [((count, *shape), dtype) for shape, dtype in workspace]
+        self.scratch = [allocator((count, *shape), dtype) for shape, dtype in workspace]
         self.kernel, self.address = kernel, None
         self.driver = shard_driver(
             "".join("s" if rows else "w" for rows in split.inputs),
@@ -529,10 +534,10 @@ class _Shards:
 
     def run(self, inputs: list, outputs: list) -> None:
         outs = [
-            out if partial is None else np.empty(*partial)
-            for out, partial in zip(outputs, self.partial, strict=True)
+            out if allocate is None else allocate()
+            for out, allocate in zip(outputs, self.partial, strict=True)
         ]
-        scratch = [np.empty(shape, dtype) for shape, dtype in self.workspace]
+        scratch = [allocate() for allocate in self.scratch]
         if self.address is None:
             self.address = address_of(self.kernel, self._arguments(0, inputs, outs, scratch))
         if state.threads != _threads:

@@ -608,7 +608,7 @@ _SQRT = _unary("sqrt", lambda grad_out, out: grad_out / (out * 2.0))
 _TANH = _unary("tanh", lambda grad_out, out: grad_out * (1.0 - out * out))
 _ERF = _unary("erf", lambda grad_out, x: grad_out * (exp(-x * x) * (2.0 / np.pi**0.5)))
 _SIGMOID = _unary("sigmoid", lambda grad_out, out: grad_out * out * (1.0 - out))
-_RELU = _unary("relu", lambda grad_out, x: _relu_backward(x, grad_out))
+_RELU = _unary("relu", lambda grad_out, out: _relu_backward(out, grad_out))
 
 
 def _gelu_vjp(grad_out, x):
