@@ -475,13 +475,15 @@ def _pitch(left, x):
 def _pack(x, at, step, count, left, bank, to):
     """bank[to + p pitch + j] = x[at + p step + j] for p < count; zero from j = left on."""
     pitch = _pitch(left, bank)
-    for j in range(0, pitch, simd.lanes(bank)):
-        if left - j >= simd.lanes(bank):
-            for p in range(count):
-                simd.store(bank, to + p * pitch + j, simd.load(x, at + p * step + j))
+    lanes = simd.lanes(bank)
+    for p in range(count):
+        source, target = at + p * step, to + p * pitch
+        if left >= pitch:
+            for j in range(0, pitch, lanes):
+                simd.store(bank, target + j, simd.load(x, source + j))
         else:
-            for p in range(count):
-                simd.store(bank, to + p * pitch + j, simd.load(x, at + p * step + j, left - j))
+            for j in range(0, pitch, lanes):
+                simd.store(bank, target + j, simd.load(x, source + j, left - j))
 
 
 @njit
