@@ -907,6 +907,15 @@ def _reach(kernel, stride, dilation):
 
 
 @njit
+def _first_seen(kernel, stride, padding, dilation):
+    """Return how far grad_out is moved so that what the first pixel sees begins at 0."""
+    return (
+        _reach(kernel[0], stride[0], dilation[0]) - padding[0] // stride[0],
+        _reach(kernel[1], stride[1], dilation[1]) - padding[1] // stride[1],
+    )
+
+
+@njit
 def conv2d_bank_turned(weight, stride, dilation, groups, bank):
     """bank = the filter upside down, strips of c with rows (r, s, k), one phase after the other.
 
@@ -932,24 +941,43 @@ def conv2d_bank_turned(weight, stride, dilation, groups, bank):
 
 
 @njit
-def _phase_pixels(images, phase, stride, padding, image, pitch, grad_x, pixels):
-    """Write down where a phase's pixels start in an image, and their places in grad_x.
+def _phase_rows(phase, stride, padding, extent):
+    """Return the first row of a phase, and how many it has."""
+    first = (phase - padding) % stride
+    return first, max(0, (extent - first + stride - 1) // stride)
 
-    Return how many there are. `image` has `pitch` elements a pixel.
+
+@njit
+def _phase_size(phase, stride, padding, extents):
+    """Return how many pixels of an image are in a phase."""
+    _, down = _phase_rows(phase[0], stride[0], padding[0], extents[0])
+    _, across = _phase_rows(phase[1], stride[1], padding[1], extents[1])
+    return down * across
+
+
+@njit
+def _phase_pixels(stride, padding, image, pitch, grad_x, pixels):
+    """Write down where pixels start in an image, and their places in grad_x: phase after phase.
+
+    `image` has `pitch` elements a pixel.
     """
     _, rows, columns, _ = image
     _, height, width, channels = grad_x
     starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
     q = 0
-    for n in range(images):
-        for h in range((phase[0] - padding[0]) % stride[0], height, stride[0]):
-            row = (h + padding[0]) // stride[0] - padding[0] // stride[0]
-            for w in range((phase[1] - padding[1]) % stride[1], width, stride[1]):
-                column = (w + padding[1]) // stride[1] - padding[1] // stride[1]
-                starts[q] = ((n * rows + row) * columns + column) * pitch
-                places[q] = ((n * height + h) * width + w) * channels
-                q += 1
-    return q
+    for phase in range(stride[0] * stride[1]):
+        top, down = _phase_rows(phase // stride[1], stride[0], padding[0], height)
+        left, across = _phase_rows(phase % stride[1], stride[1], padding[1], width)
+        row = (top + padding[0]) // stride[0] - padding[0] // stride[0]
+        column = (left + padding[1]) // stride[1] - padding[1] // stride[1]
+        for n in range(pixels.shape[1]):
+            for i in range(down):
+                start = ((n * rows + row + i) * columns + column) * pitch
+                place = ((n * height + top + i * stride[0]) * width + left) * channels
+                for j in range(across):
+                    starts[q] = start + j * pitch
+                    places[q] = place + j * stride[1] * channels
+                    q += 1
 
 
 @njit
@@ -992,34 +1020,79 @@ def conv2d_backward_input(
     _, height, width, channels = grad_x.shape
     image = spread if spread.size > 0 else grad_out
     _, rows, columns, _ = image.shape
-    offset = (
-        _reach(kernel[0], stride[0], dilation[0]) - padding[0] // stride[0],
-        _reach(kernel[1], stride[1], dilation[1]) - padding[1] // stride[1],
-    )
+    offset = _first_seen(kernel, stride, padding, dilation)
     chunk, phases = pixels.shape[1], stride[0] * stride[1]
     starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
+    _phase_pixels(stride, padding, image.shape, out_channels, grad_x.shape, pixels)
     join = dilation[1] == 1 and groups == 1
     no_bias = bank[:0]
     spread.fill(0)
     for n in range(0, grad_x.shape[0], chunk):
         images = min(chunk, grad_x.shape[0] - n)
-        at, at_bank = n * rows * columns * out_channels, 0
+        at, at_bank, first = n * rows * columns * out_channels, 0, 0
         if spread.size > 0:
             _spread(grad_out, n, images, offset, spread)
             at = 0
         for number in range(phases):
             phase = number // stride[1], number % stride[1]
-            count = _phase_pixels(
-                images, phase, stride, padding, image.shape, out_channels, grad_x.shape, pixels
-            )
+            count = _phase_size(phase, stride, padding, (height, width))
             runs, across = _phase_taps(
                 phase, kernel, stride, dilation, join, out_channels, columns, taps
             )
             group = out_channels // groups
             at_bank = _convolve(
-                image, at, starts, taps[0, :runs], across * group, group, bank, at_bank, groups,
-                no_bias, grad_x, n * height * width * channels, places, count,
+                image, at, starts[first:], taps[0, :runs], across * group, group, bank, at_bank,
+                groups, no_bias, grad_x, n * height * width * channels, places[first:],
+                images * count,
             )  # fmt: skip
+            first += chunk * count
+
+
+@njit
+def few_backward_input(
+    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, spread, pixels, taps
+):
+    """grad_x = what `conv2d_backward_input` gives, for the few channels of a first layer.
+
+    A vector of a tile holds k, over which the sum runs, in place of c: its lanes are added in the
+    end. So it is full even for a single c. No bank is needed, and there are no groups.
+    """
+    kernel = weight.shape[:2]
+    _, height, width, channels = grad_x.shape
+    out_channels = weight.shape[3]
+    image = spread if spread.size > 0 else grad_out
+    _, rows, columns, _ = image.shape
+    offset = _first_seen(kernel, stride, padding, dilation)
+    chunk = pixels.shape[1]
+    starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
+    _phase_pixels(stride, padding, image.shape, out_channels, grad_x.shape, pixels)
+    spread.fill(0)
+    for n in range(0, grad_x.shape[0], chunk):
+        images, first = min(chunk, grad_x.shape[0] - n), 0
+        at, at_out = n * rows * columns * out_channels, n * height * width * channels
+        if spread.size > 0:
+            _spread(grad_out, n, images, offset, spread)
+            at = 0
+        for number in range(stride[0] * stride[1]):
+            phase = number // stride[1], number % stride[1]
+            count = _phase_size(phase, stride, padding, (height, width))
+            runs, _ = _phase_taps(
+                phase, kernel, stride, dilation, False, out_channels, columns, taps
+            )
+            for q in range(0, images * count, ROWS):
+                left = images * count - q
+                for c in range(channels):
+                    acc = simd.tile(grad_x, ROWS, 1)
+                    here = simd.tile_rows(acc, starts, first + q, left)
+                    for t in range(runs):
+                        source, tap = at + taps[0, t], taps[1, t] * channels + c * out_channels
+                        for k in range(0, out_channels, simd.lanes(grad_x)):
+                            acc = simd.tile_fma_rows(
+                                acc, image, here, source + k, weight, tap + k, out_channels - k
+                            )
+                    to = simd.tile_rows(acc, places, first + q, left)
+                    simd.tile_store_sums(acc, grad_x, to, at_out + c, left)
+            first += chunk * count
 
 
 BLOCK_PIXELS = 128  # of grad_out, together in a strip that stays close to the core
@@ -1095,8 +1168,11 @@ def _depthwise(
             acc = simd.tile(out, ROWS, COLUMNS)
             here = simd.tile_rows(acc, starts, q, left)
             for t in range(taps.size):
-                at = at_image + taps[t] + c
-                acc = simd.tile_fma_rows(acc, image, here, at, weight, filters[t] + c, width)
+                at, tap = at_image + taps[t] + c, filters[t] + c
+                if width >= COLUMNS * simd.lanes(out):
+                    acc = simd.tile_fma_rows(acc, image, here, at, weight, tap)
+                else:
+                    acc = simd.tile_fma_rows(acc, image, here, at, weight, tap, width)
             if bias.size > 0:
                 acc = simd.tile_add(acc, bias, c, width)
             to = simd.tile_rows(acc, places, q, left)
@@ -1147,28 +1223,26 @@ def depthwise_backward_input(
     _, height, width, channels = grad_x.shape
     image = spread if spread.size > 0 else grad_out
     _, rows, columns, _ = image.shape
-    offset = (
-        _reach(kernel[0], stride[0], dilation[0]) - padding[0] // stride[0],
-        _reach(kernel[1], stride[1], dilation[1]) - padding[1] // stride[1],
-    )
+    offset = _first_seen(kernel, stride, padding, dilation)
     chunk, no_bias = pixels.shape[1], weight.reshape(-1)[:0]
+    starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
+    _phase_pixels(stride, padding, image.shape, channels, grad_x.shape, pixels)
     spread.fill(0)
     for n in range(0, grad_x.shape[0], chunk):
         images = min(chunk, grad_x.shape[0] - n)
-        at = n * rows * columns * channels
+        at, first = n * rows * columns * channels, 0
         if spread.size > 0:
             _spread(grad_out, n, images, offset, spread)
             at = 0
         for number in range(stride[0] * stride[1]):
             phase = number // stride[1], number % stride[1]
-            count = _phase_pixels(
-                images, phase, stride, padding, image.shape, channels, grad_x.shape, pixels
-            )
+            count = _phase_size(phase, stride, padding, (height, width))
             runs, _ = _phase_taps(phase, kernel, stride, dilation, False, channels, columns, taps)
             _depthwise(
-                image, at, pixels[0].reshape(-1), taps[0, :runs], weight, taps[1], no_bias, grad_x,
-                n * height * width * channels, pixels[1].reshape(-1), count, channels,
+                image, at, starts[first:], taps[0, :runs], weight, taps[1], no_bias, grad_x,
+                n * height * width * channels, places[first:], images * count, channels,
             )  # fmt: skip
+            first += chunk * count
 
 
 FILTER_ROWS = 5  # of a tile that holds a depthwise filter: 3 x 3 taps are two such tiles
@@ -1211,10 +1285,11 @@ def depthwise_backward_weight(
                 acc = simd.tile_load(acc, grad_weight, to, c, left, wide)
                 here = simd.tile_rows(acc, taps[0], t, left)
                 for q in range(images * height * width):
-                    acc = simd.tile_fma_rows(
-                        acc, image, here, at + starts[q] + c,
-                        grad_out, at_grad + places[q] + c, wide,
-                    )  # fmt: skip
+                    pixel, grad = at + starts[q] + c, at_grad + places[q] + c
+                    if wide >= COLUMNS * simd.lanes(x):
+                        acc = simd.tile_fma_rows(acc, image, here, pixel, grad_out, grad)
+                    else:
+                        acc = simd.tile_fma_rows(acc, image, here, pixel, grad_out, grad, wide)
                 simd.tile_store(acc, grad_weight, to, c, left, wide)
 
 

@@ -267,9 +267,12 @@ def tile_fma(acc, a, rows, ia, b, ib):
     return acc + a.reshape(-1)[rows + ia][:, None] * row
 
 
-def tile_fma_rows(acc, a, rows, ia, b, ib, width):
-    """Return ``acc[i, j] + a[rows[i] + ia + j] * b[ib + j]``: lane by lane, ``width`` columns."""
-    width = min(width, acc.shape[1])
+def tile_fma_rows(acc, a, rows, ia, b, ib, width=None):
+    """Return ``acc[i, j] + a[rows[i] + ia + j] * b[ib + j]``: lane by lane.
+
+    With ``width``, only so many columns are read and changed.
+    """
+    width = acc.shape[1] if width is None else min(width, acc.shape[1])
     out = acc.copy()
     for row, start in enumerate(rows + ia):
         values = a.reshape(-1)[start : start + width]
@@ -302,6 +305,12 @@ def tile_store(acc, x, rows, i, count, width):
     width = min(width, acc.shape[1])
     for row in range(min(count, len(acc))):
         x.reshape(-1)[rows[row] + i : rows[row] + i + width] = acc[row, :width]
+
+
+def tile_store_sums(acc, x, rows, i, count):
+    """Write the sum of each of ``count`` rows, added pairwise, to ``x[rows[r] + i]``."""
+    for row in range(min(count, len(acc))):
+        x.reshape(-1)[rows[row] + i] = reduce_sum(acc[row])
 
 
 def tile_transpose(acc):
@@ -720,7 +729,7 @@ def _(context, builder, sig, args):
 
 
 def _reduction(function: Callable, combine: Callable) -> None:
-    """Lower a reduction over lanes: fold the upper half onto the lower until one is left."""
+    """Lower a reduction over lanes."""
 
     @_typed(function)
     def _(a):
@@ -728,21 +737,24 @@ def _reduction(function: Callable, combine: Callable) -> None:
 
     @_coded(function)
     def _(context, builder, sig, args):
-        if not isinstance(sig.args[0], Vector):
-            return args[0]
-        value, count = args[0], sig.args[0].count
-        while count > 1:
-            count //= 2
-            halves = (range(count), range(count, 2 * count))
-            index = ir.VectorType(_I32, count)
-            low, high = (
-                builder.shuffle_vector(
-                    value, ir.Constant(value.type, ir.Undefined), ir.Constant(index, list(half))
-                )
-                for half in halves
+        is_vector = isinstance(sig.args[0], Vector)
+        return _folded(builder, args[0], combine) if is_vector else args[0]
+
+
+def _folded(builder: ir.IRBuilder, value: ir.Value, combine: Callable) -> ir.Value:
+    """Fold a vector's upper half onto the lower until one lane is left."""
+    count = value.type.count
+    while count > 1:
+        count //= 2
+        index = ir.VectorType(_I32, count)
+        low, high = (
+            builder.shuffle_vector(
+                value, ir.Constant(value.type, ir.Undefined), ir.Constant(index, list(half))
             )
-            value = combine(builder, low, high)
-        return builder.extract_element(value, ir.Constant(_I32, 0))
+            for half in (range(count), range(count, 2 * count))
+        )
+        value = combine(builder, low, high)
+    return builder.extract_element(value, ir.Constant(_I32, 0))
 
 
 def _fold(name: str) -> Callable:
@@ -867,7 +879,7 @@ def _(context, builder, sig, args):
 
 
 @_typed(tile_fma_rows)
-def _(acc, a, rows, ia, b, ib, width):
+def _(acc, a, rows, ia, b, ib, width=types.intp):
     fits = isinstance(acc, Tile) and _is_array(a, b) and a.dtype == b.dtype == acc.vector.dtype
     return acc if fits and isinstance(rows, Rows) else None
 
@@ -875,7 +887,8 @@ def _(acc, a, rows, ia, b, ib, width):
 @_coded(tile_fma_rows)
 def _(context, builder, sig, args):
     kind, acc = sig.return_type, args[0]
-    ia, ib, width = _integers(context, builder, sig, args, 3, 5, 6)
+    ia, ib = _integers(context, builder, sig, args, 3, 5)
+    width = _integers(context, builder, sig, args, 6)[0] if len(args) == 7 else None
     b_row = _row_of(context, builder, sig.args[4], args[4], ib, width, kind)
     for row in range(kind.rows):
         start = builder.add(ia, builder.extract_value(args[2], row))
@@ -948,6 +961,25 @@ def _(context, builder, sig, args):
                 at = _vector_pointer(builder, at, vector.element, vector.count)
                 value = builder.extract_value(args[0], row * kind.columns + column)
                 _masked_store(builder, value, at, mask, align)
+    return context.get_dummy_value()
+
+
+@_typed(tile_store_sums)
+def _(acc, x, rows, i, count):
+    fits = isinstance(acc, Tile) and _is_array(x) and x.dtype == acc.vector.dtype
+    return types.none if fits and isinstance(rows, Rows) and acc.columns == 1 else None
+
+
+@_coded(tile_store_sums)
+def _(context, builder, sig, args):
+    i, count = _integers(context, builder, sig, args, 3, 4)
+    for row in range(sig.args[0].rows):
+        value = builder.extract_value(args[0], row)
+        total = _folded(builder, value, lambda builder, low, high: builder.fadd(low, high))
+        with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, row), count)):
+            at = builder.add(i, builder.extract_value(args[2], row))
+            pointer = _address(context, builder, sig.args[1], args[1], at, types.intp)
+            builder.store(total, pointer)
     return context.get_dummy_value()
 
 

@@ -151,6 +151,8 @@ def _backward_input(grad_out, weight, extents, **window) -> Array:
     way = _way((grad_out.shape[0], *extents, channels), weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
         return apply(_DEPTHWISE_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
+    if weight.shape[2] <= FEW_CHANNELS and window["groups"] == 1:
+        return apply(_FEW_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
     turning = {name: window[name] for name in ("stride", "dilation", "groups")}
     strips = apply(_BANK_TURNED, weight, **turning)
     if way == "winograd":
@@ -169,6 +171,9 @@ def _backward_weight(x, grad_out, kernel_size, **window) -> Array:
         elif way == "winograd":
             op = _WINOGRAD_BACKWARD_WEIGHT
     return apply(op, x, grad_out, kernel_size=kernel_size, **window)
+
+
+FEW_CHANNELS = 4  # up to so many, vectors of channels would be nearly empty
 
 
 @lru_cache(maxsize=1024)
@@ -456,6 +461,7 @@ _BACKWARD_INPUT = _backward_input_op("conv2d", _views, _by_image, _backward_inpu
 _DEPTHWISE_BACKWARD_INPUT = _backward_input_op(
     "depthwise", _views, _by_image, _backward_input_workspace
 )
+_FEW_BACKWARD_INPUT = _backward_input_op("few", _views, _by_image, _backward_input_workspace)
 _WINOGRAD_BACKWARD_INPUT = _backward_input_op(
     "winograd", _winograd_views, _winograd_split, _winograd_workspace
 )
