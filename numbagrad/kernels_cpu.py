@@ -1084,12 +1084,12 @@ def few_backward_input(
                 for c in range(channels):
                     acc = simd.tile(grad_x, ROWS, 1)
                     here = simd.tile_rows(acc, starts, first + q, left)
-                    for t in range(runs):
-                        source, tap = at + taps[0, t], taps[1, t] * channels + c * out_channels
-                        for k in range(0, out_channels, simd.lanes(grad_x)):
+                    for k in range(0, out_channels, simd.lanes(grad_x)):
+                        for t in range(runs):
                             acc = simd.tile_fma_rows(
-                                acc, image, here, source + k, weight, tap + k, out_channels - k
-                            )
+                                acc, image, here, at + k + taps[0, t], weight,
+                                taps[1, t] * channels + c * out_channels + k, out_channels - k,
+                            )  # fmt: skip
                     to = simd.tile_rows(acc, places, first + q, left)
                     simd.tile_store_sums(acc, grad_x, to, at_out + c, left)
             first += chunk * count
