@@ -17,7 +17,7 @@ import numpy as np
 
 from . import formulas, simd
 from .errors import NO_ERROR
-from .jit import njit
+from .jit import njit, stay_apart
 
 
 @njit
@@ -419,6 +419,7 @@ def _tiles(columns):
         a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
         out, at_out, places, count, width, keep,
     ):  # fmt: skip
+        stay_apart()
         for q in range(0, count, ROWS):
             left = count - q
             acc = simd.tile(out, ROWS, columns)
@@ -492,6 +493,7 @@ def _turn(x, at, step, rows, columns, out, to, pitch, width):
 
     Each row of out is written up to `width`, with zeros from i = rows on.
     """
+    stay_apart()
     lanes = simd.lanes(out)
     for i in range(0, width, lanes):
         for j in range(0, columns, lanes):
@@ -528,44 +530,106 @@ BLOCK_ROWS, BLOCK_STEPS = 240, 512  # of a product: a block of `a` stays in a co
 
 
 @njit
+def _product_of_row(a, at_a, b, at_b, n, k, out, at):
+    """out[at + j] = sum_p a[at_a + p] b[at_b + p n + j]: four rows of b in each pass over out."""
+    zero = out.dtype.type(0)
+    for p in range(0, max(k, 1), 4):
+        here, row, left = at_a + p, at_b + p * n, k - p
+        a0 = a[here] if left > 0 else zero
+        a1, row1 = (a[here + 1], row + n) if left > 1 else (zero, row)
+        a2, row2 = (a[here + 2], row + 2 * n) if left > 2 else (zero, row)
+        a3, row3 = (a[here + 3], row + 3 * n) if left > 3 else (zero, row)
+        for j in range(0, n, simd.lanes(out)):
+            width = n - j
+            total = simd.splat(zero, out) if p == 0 else simd.load(out, at + j, width)
+            if left > 0:
+                total = simd.fma(simd.load(b, row + j, width), a0, total)
+                total = simd.fma(simd.load(b, row1 + j, width), a1, total)
+                total = simd.fma(simd.load(b, row2 + j, width), a2, total)
+                total = simd.fma(simd.load(b, row3 + j, width), a3, total)
+            simd.store(out, at + j, total, width)
+
+
+@njit
+def _dots_of_row(a, at_a, b, at_b, n, k, out, at):
+    """out[at + j] = sum_p a[at_a + p] b[at_b + j k + p]: a vector holds terms of the sum."""
+    for j in range(n):
+        total = simd.splat(out.dtype.type(0), out)
+        for p in range(0, k, simd.lanes(out)):
+            x = simd.load(a, at_a + p, k - p)
+            total = simd.fma(x, simd.load(b, at_b + j * k + p, k - p), total)
+        out[at + j] = simd.reduce_sum(total)
+
+
+@njit
+def _few_rows(a, b, bias, transpose_b, n, k, m, out):
+    """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], row by row: b is read once for each."""
+    for row in range(out.size // max(n, 1)):
+        which = row // m
+        at_a = row * k if a.size > m * k else row % m * k
+        at_b = which * k * n if b.size > k * n else 0
+        if transpose_b:
+            _dots_of_row(a, at_a, b, at_b, n, k, out, row * n)
+        else:
+            _product_of_row(a, at_a, b, at_b, n, k, out, row * n)
+        if bias.size > 0:
+            for j in range(0, n, simd.lanes(out)):
+                total = simd.load(out, row * n + j, n - j) + simd.load(bias, j, n - j)
+                simd.store(out, row * n + j, total, n - j)
+
+
+@njit
 def matmul_forward(
-    a, b, bias, bank, transpose_a, transpose_b, n, k, width_a, first, m, out, tables, tail
+    a, b, bias, bank, transpose_a, transpose_b, n, k, width_a, first, m, out, tables, tail, block
 ):
     """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
     All arrays are flat. Matrix number w of a is m x k, or k x width_a transposed, of which columns
     `first` to first + m are taken: a shard's rows of the product. Each of b is k x n, in strips
     in `bank`; an empty bank means that b is read as it lies, not transposed, which pays for few
-    rows. A single matrix serves all of out's. An empty bias adds nothing.
+    rows. A single matrix serves all of out's. An empty bias adds nothing. Without `tables` there
+    are too few rows for tiles, and a is not transposed.
+
+    `block` has room for a block of a transposed a turned straight, which pays for many columns; an
+    empty one says that a is read as it lies.
     """
+    if tables.size == 0:
+        _few_rows(a, b, bias, transpose_b, n, k, m, out)
+        return
     row_a, step_a = (1, width_a) if transpose_a else (width_a, 1)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
+    pitch_a = BLOCK_STEPS + simd.lanes(out)
+    turned = block.size > 0
     for i in range(min(BLOCK_ROWS, m)):
-        rows[i], places[i] = i * row_a, i * n
+        rows[i], places[i] = i * (pitch_a if turned else row_a), i * n
     taps[0] = 0
-    matrices = out.size // max(m * n, 1)
     lanes = simd.lanes(out)
     columns = (n + lanes - 1) // lanes * lanes
-    for which in range(matrices):
-        at_a = first * row_a + (which * m * k if a.size > m * k else 0)
+    for which in range(out.size // max(m * n, 1)):
         at_b = which * k * n if b.size > k * n else 0
         at_bank = which * k * columns if bank.size > k * columns else 0
         for i in range(0, m, BLOCK_ROWS):
+            high = min(BLOCK_ROWS, m - i)
             for p in range(0, max(k, 1), BLOCK_STEPS):
-                ends = p + BLOCK_STEPS >= k
+                steps = min(BLOCK_STEPS, k - p)
+                source_a, at_a, along = a, (first + i) * row_a + p * step_a, step_a
+                if a.size > m * k:
+                    at_a += which * m * k
+                if turned:
+                    _turn(a, at_a, step_a, steps, high, block, 0, pitch_a, steps)
+                    source_a, at_a, along = block, 0, 1
                 for j in range(0, n, COLUMNS * lanes):
                     pitch, width = _pitch(n - j, out), n - j
-                    strip, source, apart = bank, at_bank + j * k + p * pitch, pitch
-                    if bank.size == 0:
-                        strip, source, apart = b, at_b + p * n + j, n
-                        if width < pitch:
-                            strip, source, apart = tail, 0, pitch
-                            _pack(b, at_b + p * n + j, n, min(BLOCK_STEPS, k - p), width, tail, 0)
+                    source_b, at, apart = bank, at_bank + j * k + p * pitch, pitch
+                    if bank.size == 0 and width >= pitch:
+                        source_b, at, apart = b, at_b + p * n + j, n
+                    elif bank.size == 0:
+                        _pack(b, at_b + p * n + j, n, steps, width, tail, 0)
+                        source_b, at = tail, 0
                     _strip(
-                        a, at_a + i * row_a + p * step_a, rows, taps, min(BLOCK_STEPS, k - p),
-                        step_a, strip, source, apart, bias if ends else bias[:0], j,
-                        out, which * m * n + i * n + j, places, min(BLOCK_ROWS, m - i), width,
-                        p > 0,
+                        source_a, at_a, rows, taps, steps, along, source_b, at, apart,
+                        bias if p + steps == k else bias[:0], j,
+                        out, (which * m + i) * n + j, places, high, width, p > 0,
                     )  # fmt: skip
 
 

@@ -23,7 +23,11 @@ from .elementwise import (
 from .reduction import sum
 from .shaping import reshape
 
-BANK_ROWS = 4 * TILE_ROWS  # from as many rows of a product on, laying b out in strips pays
+# When laying operands out anew pays: b in strips, if it does not fit the first cache as it is and
+# serves many rows; a transposed a straight, if it serves many columns.
+BANK_ROWS, BANK_BYTES = 4 * TILE_ROWS, 32 * 1024
+TURNED_COLUMNS = 192
+FEW_ROWS = 3  # too few for a tile
 
 
 def _rows_columns(shape: tuple[int, ...], transpose: bool) -> tuple[int, int]:
@@ -102,13 +106,22 @@ def _matmul_views(call: Call) -> Views:
 
 
 def _matmul_workspace(call: Call):
-    """Room for tables of the tiles' rows, and for the last strip of a b without a bank."""
-    b, bank = call.inputs[1], call.inputs[3]
-    if call.device != "cpu":
-        return [((0, 0), np.int64), ((0,), b.dtype)]
-    needed = bank.size == 0
-    tail = BLOCK_STEPS * strip_width(1, b.dtype.itemsize) * TILE_COLUMNS
-    return [((3, BLOCK_ROWS), np.int64), ((tail if needed else 0,), b.dtype)]
+    """Room for tables of the tiles' rows, the last strip of a b without bank, a block of a.
+
+    There are no tables for products of a few rows, which go without tiles.
+    """
+    a, _, _, bank = call.inputs
+    if call.device != "cpu" or _is_few(call.outputs[0].shape[-2], call.transpose_a):
+        return [((0, 0), np.int64), ((0,), a.dtype), ((0,), a.dtype)]
+    tail = 0 if bank.size else BLOCK_STEPS * TILE_COLUMNS * strip_width(1, a.dtype.itemsize)
+    turned = call.transpose_a and call.outputs[0].shape[-1] >= TURNED_COLUMNS
+    block = BLOCK_ROWS * (BLOCK_STEPS + strip_width(1, a.dtype.itemsize)) if turned else 0
+    return [((3, BLOCK_ROWS), np.int64), ((tail,), a.dtype), ((block,), a.dtype)]
+
+
+def _is_few(rows: int, transpose_a: bool) -> bool:
+    """Return whether a product has too few rows for tiles."""
+    return rows <= FEW_ROWS and not transpose_a
 
 
 def _matmul_split(call: Call) -> list[Split]:
@@ -187,8 +200,9 @@ def _matmul(
         return reshape(out, (*a.shape[:-1], out.shape[-1]))
     none = nothing(b.dtype, b.device)
     strips = none
-    many = _rows_columns(a.shape, transpose_a)[0] >= BANK_ROWS
-    if b.device == "cpu" and b.dtype in FLOATS and (transpose_b or many):
+    rows = _rows_columns(a.shape, transpose_a)[0]
+    pays = transpose_b or (rows >= BANK_ROWS and b.nbytes >= BANK_BYTES)
+    if b.device == "cpu" and b.dtype in FLOATS and pays and not _is_few(rows, transpose_a):
         strips = bank(b, batch=b.ndim - 2, transpose=transpose_b)
     bias = none if bias is None else bias
     return apply(_MATMUL, a, b, bias, strips, transpose_a=transpose_a, transpose_b=transpose_b)
