@@ -34,12 +34,45 @@ vector = formulas.bind({**vars(simd), "const": _const}, njit)
 # of out's shape: everything is contiguous. `_map2` broadcasts: `layout` holds the collapsed shape
 # in its first row and the strides of each operand, in elements, in the next ones. A stride of 0
 # repeats an operand along that dimension.
+#
+# A formula is a chain of instructions that wait for each other. Four vectors at once give the
+# processor something to do meanwhile, and need no masks; masked ones finish.
+
+
+@njit
+def _whole(count, x):
+    """Return how many of `count` elements lie in blocks of four vectors; none of integers."""
+    step = simd.lanes(x)
+    return count - count % (4 * step) if step > 1 else 0
+
+
+@njit
+def _load4(x, i):
+    """Load four neighbouring vectors."""
+    step = simd.lanes(x)
+    a, b = simd.load(x, i), simd.load(x, i + step)
+    return a, b, simd.load(x, i + 2 * step), simd.load(x, i + 3 * step)
+
+
+@njit
+def _store4(x, i, a, b, c, d, step):
+    """Store four neighbouring vectors of `step` lanes."""
+    simd.store(x, i, a)
+    simd.store(x, i + step, b)
+    simd.store(x, i + 2 * step, c)
+    simd.store(x, i + 3 * step, d)
 
 
 @njit
 def _map1(f, x, out, *parameters):
     """out[i] = f(x[i], *parameters)."""
-    for i in range(0, x.size, simd.lanes(x)):
+    step, whole = simd.lanes(x), _whole(x.size, x)
+    for i in range(0, whole, 4 * step):
+        a, b, c, d = _load4(x, i)
+        a, b = f(a, *parameters), f(b, *parameters)
+        c, d = f(c, *parameters), f(d, *parameters)
+        _store4(out, i, a, b, c, d, step)
+    for i in range(whole, x.size, step):
         n = x.size - i
         simd.store(out, i, f(simd.load(x, i, n), *parameters), n)
 
@@ -47,7 +80,14 @@ def _map1(f, x, out, *parameters):
 @njit
 def _map_alike(f, x, y, out, *parameters):
     """out[i] = f(x[i], y[i], *parameters)."""
-    for i in range(0, x.size, simd.lanes(x)):
+    step, whole = simd.lanes(x), _whole(x.size, x)
+    for i in range(0, whole, 4 * step):
+        a, b, c, d = _load4(x, i)
+        e, g, h, k = _load4(y, i)
+        a, b = f(a, e, *parameters), f(b, g, *parameters)
+        c, d = f(c, h, *parameters), f(d, k, *parameters)
+        _store4(out, i, a, b, c, d, step)
+    for i in range(whole, x.size, step):
         n = x.size - i
         simd.store(out, i, f(simd.load(x, i, n), simd.load(y, i, n), *parameters), n)
 
@@ -56,10 +96,10 @@ def _map_alike(f, x, y, out, *parameters):
 def _offset(row, layout, operand):
     """Return where row number `row` of a broadcast operand starts."""
     offset = 0
-    for axis in range(layout.shape[1] - 2, -1, -1):
+    for axis in range(layout.shape[1] - 2, 0, -1):
         offset += row % layout[0, axis] * layout[operand, axis]
         row //= layout[0, axis]
-    return offset
+    return offset + row * layout[operand, 0]
 
 
 @njit

@@ -15,6 +15,9 @@ With ``n``, at most the first ``n`` lanes touch memory: tails are masked, never 
 How many lanes there are follows the processor that Numba compiles for. Integers and booleans
 have one lane, a plain scalar, so a kernel text serves them too.
 
+A branch would take all lanes with it: compare, and choose with ``where``. `bits` opens the floats
+up to integer arithmetic, which is how ``formulas.py`` makes ``exp`` and its like.
+
 **The register tile.** Matrix products and convolutions are one loop: ``acc[i, j] += a[i] * b[j]``.
 Done naively each multiply-add waits for two loads. A tile keeps ``rows`` x ``columns`` vectors of
 ``acc`` in registers: each step loads ``rows`` scalars of ``a`` and ``columns`` vectors of ``b`` and
@@ -39,7 +42,7 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
-from . import jit
+from . import formulas, jit
 
 __numba_extension__ = True  # how a call lowers is part of a kernel's cache key
 
@@ -73,6 +76,14 @@ class Mask(types.Type):
         super().__init__(f"Mask({count})")
 
 
+class Bits(types.Type):
+    """The bits of a vector, as one signed integer of the same width a lane."""
+
+    def __init__(self, vector: Vector):
+        self.vector, self.count = vector, vector.count
+        super().__init__(f"Bits({vector.dtype} x {vector.count})")
+
+
 class Tile(types.Type):
     """``rows`` x ``columns`` vectors that stay in registers."""
 
@@ -90,6 +101,13 @@ def _llvm_vector(vector: Vector) -> ir.VectorType:
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
         super().__init__(manager, kind, _llvm_vector(kind))
+
+
+@register_model(Bits)
+class _BitsModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        integer = ir.IntType(kind.vector.dtype.bitwidth)
+        super().__init__(manager, kind, ir.VectorType(integer, kind.count))
 
 
 @register_model(Mask)
@@ -175,25 +193,73 @@ def sqrt(a):
     return np.sqrt(a)
 
 
+def floor(a):
+    """Return the largest whole number not above each lane."""
+    return np.floor(a)
+
+
+def round(a):
+    """Return the whole number nearest to each lane; the even one of two."""
+    return np.rint(a)
+
+
+def copysign(a, b):
+    """Return the size of ``a`` with the sign of ``b``, lane by lane."""
+    return np.copysign(a, b)
+
+
+def bits(a):
+    """Return the bits of each lane as a signed integer of the same width.
+
+    Beside ``+ - & | << >>`` (with integers, or with each other) and `from_bits`, this is all there
+    is of integer vectors: enough to take a float apart and to make one.
+    """
+    return a.view(f"i{a.itemsize}")
+
+
+def from_bits(k):
+    """Return the floats whose bits are ``k``."""
+    return k.view(f"f{k.itemsize}")
+
+
+def to_float(k):
+    """Return the integers of ``k`` as floats of the same width."""
+    return k.astype(f"f{k.itemsize}")
+
+
 def exp(a):
-    """Return e to each lane."""
-    return np.exp(a)
+    """Return e to each lane; this and the next three are our own for vectors of float32.
+
+    See ``formulas.py`` for their polynomials and errors. Scalars and float64 go to the C library.
+    """
+    return _apply(_float32.exp_float32, np.exp, a)
 
 
 def log(a):
     """Return the natural logarithm of each lane."""
-    return np.log(a)
+    return _apply(_float32.log_float32, np.log, a)
 
 
 def tanh(a):
     """Return the hyperbolic tangent of each lane."""
-    return np.tanh(a)
+    return _apply(_float32.tanh_float32, np.tanh, a)
 
 
 def erf(a):
     """Return the error function of each lane."""
+    return _apply(_float32.erf_float32, _erf, a)
+
+
+def _erf(a):
     values = [math.erf(value) for value in np.ravel(a)]
     return np.asarray(values, np.asarray(a).dtype).reshape(np.shape(a))[()]
+
+
+def _apply(polynomial: Callable, function: Callable, a):
+    if np.ndim(a) == 0 or a.dtype != np.float32:
+        return function(a)
+    with np.errstate(all="ignore"):  # all branches are computed, for all lanes
+        return polynomial(a)
 
 
 def power(a, b):
@@ -264,6 +330,9 @@ def tile_store(acc, x, i, stride, rows, width):
     width = min(width, acc.shape[1])
     for row in range(min(rows, len(acc))):
         x.reshape(-1)[i + row * stride : i + row * stride + width] = acc[row, :width]
+
+
+_float32 = formulas.bind(globals(), jit.njit, formulas.FLOAT32_FUNCTIONS)
 
 
 # ------------------------------------------------------- how a call is lowered
@@ -545,6 +614,63 @@ def _(context, builder, sig, args):
     return builder.not_(args[0])
 
 
+# Bits: reinterpreted, converted, and a little arithmetic; one operand may be a scalar integer.
+
+
+@_typed(bits)
+def _(a):
+    return Bits(a) if isinstance(a, Vector) else None
+
+
+@_coded(bits)
+def _(context, builder, sig, args):
+    return builder.bitcast(args[0], context.get_value_type(sig.return_type))
+
+
+@_typed(from_bits)
+def _(k):
+    return k.vector if isinstance(k, Bits) else None
+
+
+@_coded(from_bits)
+def _(context, builder, sig, args):
+    return builder.bitcast(args[0], context.get_value_type(sig.return_type))
+
+
+@_typed(to_float)
+def _(k):
+    return k.vector if isinstance(k, Bits) else None
+
+
+@_coded(to_float)
+def _(context, builder, sig, args):
+    return builder.sitofp(args[0], context.get_value_type(sig.return_type))
+
+
+def _bits_operator(function: Callable, instruction: str) -> None:
+    @_typed(function)
+    def _(a, b):
+        return a if isinstance(a, Bits) and (a == b or isinstance(b, types.Integer)) else None
+
+    def code(context, builder, sig, args):
+        (a, b), kind = args, sig.return_type
+        if isinstance(sig.args[1], types.Integer):
+            lane_type = types.Integer.from_bitwidth(kind.vector.dtype.bitwidth, signed=True)
+            b = _splat(builder, context.cast(builder, b, sig.args[1], lane_type), kind.count)
+        return getattr(builder, instruction)(a, b)
+
+    for pattern in [(Bits, Bits), (Bits, types.Integer)]:
+        _coded(function, *pattern)(code)
+
+
+_bits_operator(operator.add, "add")
+_bits_operator(operator.sub, "sub")
+_bits_operator(operator.and_, "and_")
+_bits_operator(operator.or_, "or_")
+_bits_operator(operator.lshift, "shl")
+_bits_operator(operator.rshift, "ashr")
+
+
 # Functions of vectors that are one LLVM intrinsic; scalars go through the same one.
 
 
@@ -598,9 +724,9 @@ def _intrinsic(function: Callable, name: str, count: int) -> None:
 
 _intrinsic(fma, "fmuladd", 3)  # one instruction where there is one, else multiply and add
 _intrinsic(sqrt, "sqrt", 1)
-_intrinsic(exp, "exp", 1)
-_intrinsic(log, "log", 1)
-_intrinsic(tanh, "tanh", 1)
+_intrinsic(floor, "floor", 1)
+_intrinsic(round, "nearbyint", 1)
+_intrinsic(copysign, "copysign", 2)
 
 
 def _extremum(function: Callable, name: str, symbol: str) -> None:
@@ -624,8 +750,13 @@ _extremum(maximum, "maximum", ">")
 _extremum(minimum, "minimum", "<")
 
 
-def _lanewise(function: Callable, name: str, count: int) -> None:
-    """Lower a function to one call of the C library's ``name`` for each lane."""
+def _lanewise(
+    function: Callable, name: str, count: int, polynomial: Callable | None = None
+) -> None:
+    """Lower a function to one call of the C library's ``name`` for each lane.
+
+    A polynomial takes the place of that for vectors of float32.
+    """
     _typed(function)(_of_floats(count))
 
     @_coded(function)
@@ -637,6 +768,9 @@ def _lanewise(function: Callable, name: str, count: int) -> None:
         symbol = name + ("f" if dtype.bitwidth == 32 else "")
         if not isinstance(result, Vector):
             return _call(builder, symbol, scalar, values)
+        if polynomial is not None and dtype.bitwidth == 32:
+            source = jit.function_of(polynomial)
+            return context.compile_internal(builder, source, sig, args)
         out = ir.Constant(values[0].type, ir.Undefined)
         for lane in range(result.count):
             index = ir.Constant(_I32, lane)
@@ -645,8 +779,11 @@ def _lanewise(function: Callable, name: str, count: int) -> None:
         return out
 
 
-_lanewise(erf, "erf", 1)
 _lanewise(power, "pow", 2)
+_lanewise(exp, "exp", 1, _float32.exp_float32)
+_lanewise(log, "log", 1, _float32.log_float32)
+_lanewise(tanh, "tanh", 1, _float32.tanh_float32)
+_lanewise(erf, "erf", 1, _float32.erf_float32)
 
 
 @_typed(abs)

@@ -122,6 +122,18 @@ def chosen(a, b):
     return simd.where((a < b) & ~(a == 0) | (b >= 2.0), a, 1.0)
 
 
+def swapped_bits(a, b):
+    return simd.from_bits(simd.bits(a) + simd.bits(b) - simd.bits(a))
+
+
+def even_bits(a, b):
+    return simd.from_bits(simd.bits(a) >> 1 << 1)
+
+
+def last_bits(a, b):
+    return simd.to_float((simd.bits(a) & 255 | simd.bits(b) & 127) - 64 | 256)
+
+
 FUNCTIONS = [
     (lambda a, b: a + b, np.add, 0),
     (lambda a, b: a - b, np.subtract, 0),
@@ -138,6 +150,12 @@ FUNCTIONS = [
     (lambda a, b: simd.tanh(a), lambda a, b: np.tanh(a), 2),
     (lambda a, b: simd.erf(a), lambda a, b: np.vectorize(math.erf, otypes=[a.dtype])(a), 2),
     (lambda a, b: simd.power(abs(a), b), lambda a, b: np.power(abs(a), b), 2),
+    (lambda a, b: simd.floor(4 * a), lambda a, b: np.floor(4 * a), 0),
+    (lambda a, b: simd.round(4 * a), lambda a, b: np.rint(4 * a), 0),
+    (lambda a, b: simd.copysign(a, b), np.copysign, 0),
+    (swapped_bits, lambda a, b: b, 0),
+    (even_bits, even_bits, 0),
+    (last_bits, last_bits, 0),
     (chosen, lambda a, b: np.where(((a < b) & (a != 0)) | (b >= 2), a, 1), 0),
     (lambda a, b: simd.maximum(a, b), np.maximum, 0),
     (lambda a, b: simd.minimum(a, b), np.minimum, 0),
