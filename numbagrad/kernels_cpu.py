@@ -895,13 +895,6 @@ def _inside(first, kernel, extent):
 
 
 @njit
-def _windows_over(h, kernel, stride, padding, count):
-    """Return the range of windows that image row `h` is in."""
-    first = (h + padding - kernel) // stride + 1
-    return max(first, 0), min((h + padding) // stride + 1, count)
-
-
-@njit
 def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
     """out[n, i, j, c] = max_{r,s} x[n, i stride + r - padding, j stride + s - padding, c], and
     index = the place of the first element that attains it. The first NaN wins.
@@ -918,48 +911,63 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
                 to = ((n * rows + i) * columns + j) * channels
                 for c in range(0, channels, simd.lanes(x)):
                     count = channels - c
-                    at = ((n * height + h + top) * width + w + left) * channels
-                    best = simd.load(x, at + c, count)
+                    at = ((n * height + h + top) * width + w + left) * channels + c
+                    best = simd.load(x, at, count)
                     place = simd.splat(top * kernel_size[1] + left, x)
                     for r in range(top, bottom):
+                        at = ((n * height + h + r) * width + w) * channels + c
+                        here = simd.splat(r * kernel_size[1] + left, x)
                         for s in range(left, right):
-                            at = ((n * height + h + r) * width + w + s) * channels
-                            value = simd.load(x, at + c, count)
-                            wins = (value > best) | ((value != value) & (best == best))
+                            value = simd.load(x, at + s * channels, count)
+                            wins = ~(value <= best) & (best == best)  # also a NaN, the first
                             best = simd.where(wins, value, best)
-                            here = simd.splat(r * kernel_size[1] + s, x)
                             place = simd.where(wins, here, place)
+                            here += 1
                     simd.store(out, to + c, best, count)
                     simd.store(index, to + c, place, count)
+
+
+@njit
+def _tiled(windows, kernel, stride, extent):
+    """Return whether each row of an image is in one window and no more."""
+    return kernel == stride and windows * stride == extent
 
 
 @njit
 def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
     """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] over the windows (i, j) whose index says
     that their maximum was found at (h, w).
+
+    Each window adds its share to its pixels; where windows do not meet, it writes it.
     """
     images, height, width, channels = grad_x.shape
     _, rows, columns, _ = grad_out.shape
+    alone = _tiled(rows, kernel_size[0], stride[0], height)
+    alone = alone and _tiled(columns, kernel_size[1], stride[1], width)
     zero = simd.splat(0, grad_x)
     for n in range(images):
-        for h in range(height):
-            top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
-            for w in range(width):
-                left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
-                to = ((n * height + h) * width + w) * channels
+        if not alone:
+            grad_x[n] = 0
+        for i in range(rows):
+            h = i * stride[0] - padding[0]
+            top, bottom = _inside(h, kernel_size[0], height)
+            for j in range(columns):
+                w = j * stride[1] - padding[1]
+                left, right = _inside(w, kernel_size[1], width)
+                at = ((n * rows + i) * columns + j) * channels
                 for c in range(0, channels, simd.lanes(grad_x)):
                     count = channels - c
-                    acc = simd.splat(0, grad_x)
-                    for i in range(top, bottom):
-                        r = h + padding[0] - i * stride[0]
-                        for j in range(left, right):
-                            s = w + padding[1] - j * stride[1]
-                            at = ((n * rows + i) * columns + j) * channels
-                            place = simd.load(index, at + c, count)
-                            grad = simd.load(grad_out, at + c, count)
-                            here = simd.splat(r * kernel_size[1] + s, grad_x)
-                            acc += simd.where(place == here, grad, zero)
-                    simd.store(grad_x, to + c, acc, count)
+                    grad = simd.load(grad_out, at + c, count)
+                    place = simd.load(index, at + c, count)
+                    for r in range(top, bottom):
+                        to = ((n * height + h + r) * width + w) * channels + c
+                        here = simd.splat(r * kernel_size[1] + left, grad_x)
+                        for s in range(left, right):
+                            share = simd.where(place == here, grad, zero)
+                            if not alone:
+                                share += simd.load(grad_x, to + s * channels, count)
+                            simd.store(grad_x, to + s * channels, share, count)
+                            here += 1
 
 
 @njit
@@ -992,34 +1000,47 @@ def avg_pool2d_forward(x, kernel_size, stride, padding, out):
                 left, right = _inside(w, kernel_size[1], width)
                 to = ((n * rows + i) * columns + j) * channels
                 for c in range(0, channels, simd.lanes(x)):
+                    count = channels - c
                     acc = simd.splat(0, x)
                     for r in range(top, bottom):
+                        at = ((n * height + h + r) * width + w) * channels + c
                         for s in range(left, right):
-                            at = ((n * height + h + r) * width + w + s) * channels
-                            acc += simd.load(x, at + c, channels - c)
+                            acc += simd.load(x, at + s * channels, count)
                     mean = acc / (kernel_size[0] * kernel_size[1])
-                    simd.store(out, to + c, mean, channels - c)
+                    simd.store(out, to + c, mean, count)
 
 
 @njit
 def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
-    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows on (h, w)."""
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows on (h, w).
+
+    Each window adds its share to its pixels; where windows do not meet, it writes it.
+    """
     images, height, width, channels = grad_x.shape
     _, rows, columns, _ = grad_out.shape
+    alone = _tiled(rows, kernel_size[0], stride[0], height)
+    alone = alone and _tiled(columns, kernel_size[1], stride[1], width)
     for n in range(images):
-        for h in range(height):
-            top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
-            for w in range(width):
-                left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
-                to = ((n * height + h) * width + w) * channels
+        if not alone:
+            grad_x[n] = 0
+        for i in range(rows):
+            h = i * stride[0] - padding[0]
+            top, bottom = _inside(h, kernel_size[0], height)
+            for j in range(columns):
+                w = j * stride[1] - padding[1]
+                left, right = _inside(w, kernel_size[1], width)
+                at = ((n * rows + i) * columns + j) * channels
                 for c in range(0, channels, simd.lanes(grad_x)):
-                    acc = simd.splat(0, grad_x)
-                    for i in range(top, bottom):
-                        for j in range(left, right):
-                            at = ((n * rows + i) * columns + j) * channels
-                            acc += simd.load(grad_out, at + c, channels - c)
-                    mean = acc / (kernel_size[0] * kernel_size[1])
-                    simd.store(grad_x, to + c, mean, channels - c)
+                    count = channels - c
+                    share = simd.load(grad_out, at + c, count)
+                    share = share / (kernel_size[0] * kernel_size[1])
+                    for r in range(top, bottom):
+                        to = ((n * height + h + r) * width + w) * channels + c
+                        for s in range(left, right):
+                            total = share
+                            if not alone:
+                                total = total + simd.load(grad_x, to + s * channels, count)
+                            simd.store(grad_x, to + s * channels, total, count)
 
 
 # ============================================================ random numbers
