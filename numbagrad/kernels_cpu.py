@@ -365,29 +365,59 @@ def sum_forward(x, reduce, inner, out):
 
 
 @njit
+def _element(i, n, x):
+    """Return the vector at i."""
+    return simd.load(x, i, n)
+
+
+@njit
+def _chains(f, start, stride, count, zero, *parameters):
+    """sum_{r < count} f(start + r stride, *parameters).
+
+    An addition waits for the one before it; of four chains, each has time for that.
+    """
+    a = b = c = d = zero
+    whole = count - count % 4
+    for r in range(0, whole, 4):
+        i = start + r * stride
+        a = a + f(i, *parameters)
+        b = b + f(i + stride, *parameters)
+        c = c + f(i + 2 * stride, *parameters)
+        d = d + f(i + 3 * stride, *parameters)
+    for r in range(whole, count):
+        a = a + f(start + r * stride, *parameters)
+    return (a + b) + (c + d)
+
+
+@njit
 def _sum_contiguous(x, start, count):
-    total = simd.splat(x.dtype.type(0), x)
+    """Return the sum of x[start], ..., x[start + count - 1]."""
     step = simd.lanes(x)
+    total = zero = simd.splat(0, x)
     for block in range(0, count, BLOCK * step):
-        stop = min(block + BLOCK * step, count)
-        acc = simd.splat(x.dtype.type(0), x)
-        for r in range(block, stop, step):
-            acc += simd.load(x, start + r, stop - r)
-        total += acc
+        vectors = min(BLOCK, (count - block) // step)
+        total = total + _chains(_element, start + block, step, vectors, zero, step, x)
+    tail = count % step
+    if tail > 0:
+        total = total + simd.load(x, start + count - tail, tail)
     return simd.reduce_sum(total)
 
 
 @njit
 def _sum_rows(x, start, count, inner, out, at):
-    for i in range(0, inner, simd.lanes(x)):
-        n = inner - i
-        total = simd.splat(x.dtype.type(0), x)
-        for block in range(0, count, BLOCK):
-            acc = simd.splat(x.dtype.type(0), x)
-            for r in range(block, min(block + BLOCK, count)):
-                acc += simd.load(x, start + r * inner + i, n)
-            total += acc
-        simd.store(out, at + i, total, n)
+    """out[at + i] = sum_{r < count} x[start + r inner + i], for i < inner.
+
+    One block of rows after another, so that it stays in cache while strips of it are added up.
+    """
+    zero = simd.splat(0, x)
+    for block in range(0, max(count, 1), BLOCK):
+        rows = min(BLOCK, count - block)
+        for i in range(0, inner, simd.lanes(x)):
+            n = inner - i
+            total = _chains(_element, start + block * inner + i, inner, rows, zero, n, x)
+            if block > 0:
+                total = total + simd.load(out, at + i, n)
+            simd.store(out, at + i, total, n)
 
 
 @njit
@@ -1238,75 +1268,123 @@ def softmax_cross_entropy_backward(logits, labels, probs, out):
 #
 # x is (rows, channels): statistics are taken over rows, for each channel by itself. A vector
 # holds neighbouring channels. With h[r, c] = (x[r, c] - mean[c]) / sqrt(var[c] + eps), the
-# normalised x, the sums over rows are cut in blocks as those of a reduction.
+# normalised x. Rows are taken in blocks that stay in cache, since a strip of channels uses only
+# a part of each row.
 
 
 @njit
-def batch_norm_variance(x, mean, count, var):
-    """var[c] = sum_r (x[r, c] - mean[c])^2 / count; count is the number of rows of the whole."""
+def _deviation(i, n, x, center):
+    """Return (x[i] - center)^2 for the vector at i."""
+    away = simd.load(x, i, n) - center
+    return away * away
+
+
+@njit
+def batch_norm_moments(x, block, mean, square):
+    """mean[b, c] = mean of x[r, c] over block b of rows;  square[b, c] = sum (x - mean)^2.
+
+    The second pass over a block finds it in cache. Exact where the textbook's E[x^2] - E[x]^2
+    loses all digits, which is when the mean is large beside the deviation.
+    """
     rows, channels = x.shape
-    for c in range(0, channels, simd.lanes(x)):
-        n = channels - c
-        center = simd.load(mean, c, n)
-        total = simd.splat(x.dtype.type(0), x)
-        for block in range(0, rows, BLOCK):
-            acc = simd.splat(x.dtype.type(0), x)
-            for r in range(block, min(block + BLOCK, rows)):
-                away = simd.load(x, r * channels + c, n) - center
-                acc = simd.fma(away, away, acc)
-            total += acc
-        simd.store(var, c, total / count, n)
+    zero = simd.splat(0, x)
+    for b in range(mean.shape[0]):
+        count = min(block, rows - b * block)
+        for c in range(0, channels, simd.lanes(x)):
+            n, at = channels - c, b * block * channels + c
+            center = _chains(_element, at, channels, count, zero, n, x) / count
+            simd.store(mean, b * channels + c, center, n)
+            total = _chains(_deviation, at, channels, count, zero, n, x, center)
+            simd.store(square, b * channels + c, total, n)
+
+
+@njit
+def batch_norm_statistics(block_mean, block_square, block, count, mean, var):
+    """mean[c], var[c] of `count` rows, from those of their blocks (Chan, Golub and LeVeque, 1979):
+
+    away = mean_b - mean;  mean += away n_b / n;  square += square_b + away^2 n_b (n - n_b) / n,
+    where n counts the rows up to and with block b.
+    """
+    blocks, channels = block_mean.shape
+    for c in range(0, channels, simd.lanes(mean)):
+        width = channels - c
+        center, square = simd.splat(0, mean), simd.splat(0, mean)
+        for b in range(blocks):
+            old, new = b * block, min(block, count - b * block)
+            share = mean.dtype.type(new) / mean.dtype.type(old + new)
+            away = simd.load(block_mean, b * channels + c, width) - center
+            center = center + away * share
+            square = square + simd.load(block_square, b * channels + c, width)
+            square = square + away * away * (share * mean.dtype.type(old))
+        simd.store(mean, c, center, width)
+        simd.store(var, c, square / count, width)
+
+
+@njit
+def _rows_in_cache(channels):
+    """Return how many rows to take at a time: about 4096 elements, well inside a core's L1."""
+    return max(4096 // channels, 16)
 
 
 @njit
 def batch_norm_forward(x, weight, bias, mean, var, eps, out):
     """out[r, c] = h[r, c] weight[c] + bias[c]."""
     rows, channels = x.shape
-    for c in range(0, channels, simd.lanes(x)):
-        n = channels - c
-        center, shift = simd.load(mean, c, n), simd.load(bias, c, n)
-        scale = simd.load(weight, c, n) / simd.sqrt(simd.load(var, c, n) + eps)
-        for r in range(rows):
-            at = r * channels + c
-            simd.store(out, at, (simd.load(x, at, n) - center) * scale + shift, n)
-
-
-@njit
-def batch_norm_backward_weight(x, grad_out, mean, var, eps, grad_weight):
-    """grad_weight[c] = sum_r grad_out[r, c] h[r, c]."""
-    rows, channels = x.shape
-    for c in range(0, channels, simd.lanes(x)):
-        n = channels - c
-        center = simd.load(mean, c, n)
-        total = simd.splat(x.dtype.type(0), x)
-        for block in range(0, rows, BLOCK):
-            acc = simd.splat(x.dtype.type(0), x)
-            for r in range(block, min(block + BLOCK, rows)):
+    step = _rows_in_cache(channels)
+    for block in range(0, rows, step):
+        for c in range(0, channels, simd.lanes(x)):
+            n = channels - c
+            center, shift = simd.load(mean, c, n), simd.load(bias, c, n)
+            scale = simd.load(weight, c, n) / simd.sqrt(simd.load(var, c, n) + eps)
+            for r in range(block, min(block + step, rows)):
                 at = r * channels + c
-                acc = simd.fma(simd.load(grad_out, at, n), simd.load(x, at, n) - center, acc)
-            total += acc
-        simd.store(grad_weight, c, total / simd.sqrt(simd.load(var, c, n) + eps), n)
+                away = simd.load(x, at, n) - center
+                simd.store(out, at, simd.fma(away, scale, shift), n)
 
 
 @njit
-def batch_norm_backward_input(
-    x, weight, grad_out, mean, var, grad_bias, grad_weight, count, eps, grad_x
-):
-    """grad_x[r, c] = s[c] (g[r, c] - (grad_bias[c] + h[r, c] grad_weight[c]) / count).
+def batch_norm_backward_sums(x, grad_out, mean, var, eps, sums):
+    """sums[0, c] = sum_r grad_out[r, c];  sums[1, c] = sum_r grad_out[r, c] h[r, c].
+
+    These are the gradients of bias and weight.
+    """
+    rows, channels = x.shape
+    step = _rows_in_cache(channels)
+    sums.fill(0)
+    for block in range(0, rows, step):
+        for c in range(0, channels, simd.lanes(x)):
+            n = channels - c
+            center, rstd = simd.load(mean, c, n), 1 / simd.sqrt(simd.load(var, c, n) + eps)
+            by_bias = by_weight = simd.splat(0, x)
+            for r in range(block, min(block + step, rows)):
+                g = simd.load(grad_out, r * channels + c, n)
+                away = simd.load(x, r * channels + c, n) - center
+                by_bias = by_bias + g
+                by_weight = simd.fma(g, away, by_weight)
+            simd.store(sums, c, simd.load(sums, c, n) + by_bias, n)
+            total = simd.fma(by_weight, rstd, simd.load(sums, channels + c, n))
+            simd.store(sums, channels + c, total, n)
+
+
+@njit
+def batch_norm_backward_input(x, weight, grad_out, mean, var, sums, count, eps, grad_x):
+    """grad_x[r, c] = s[c] (g[r, c] - (sums[0, c] + h[r, c] sums[1, c]) / count).
 
     s = weight / sqrt(var + eps) and g = grad_out; count is the number of rows of the whole.
     """
     rows, channels = x.shape
-    for c in range(0, channels, simd.lanes(x)):
-        n = channels - c
-        center, constant = simd.load(mean, c, n), simd.load(grad_bias, c, n) / count
-        spread = simd.sqrt(simd.load(var, c, n) + eps)
-        scale = simd.load(weight, c, n) / spread
-        slope = simd.load(grad_weight, c, n) / (spread * count)
-        for r in range(rows):
-            at = r * channels + c
-            g, away = simd.load(grad_out, at, n), simd.load(x, at, n) - center
-            simd.store(grad_x, at, scale * (g - constant - away * slope), n)
+    step = _rows_in_cache(channels)
+    for block in range(0, rows, step):
+        for c in range(0, channels, simd.lanes(x)):
+            n = channels - c
+            center, constant = simd.load(mean, c, n), simd.load(sums, c, n) / count
+            spread = simd.sqrt(simd.load(var, c, n) + eps)
+            scale = simd.load(weight, c, n) / spread
+            slope = simd.load(sums, channels + c, n) / (spread * count)
+            for r in range(block, min(block + step, rows)):
+                at = r * channels + c
+                g, away = simd.load(grad_out, at, n), simd.load(x, at, n) - center
+                simd.store(grad_x, at, scale * (g - constant - away * slope), n)
 
 
 @njit
