@@ -352,16 +352,19 @@ def gelu_forward(x, out):
 # Sums run in blocks: a long chain of float32 additions would lose small addends.
 
 BLOCK = 256
+SHORT = 16  # vectors that are added up in one chain
 
 
 @njit
 def sum_forward(x, reduce, inner, out):
     """out[o, i] = sum_r x[o, r, i]."""
     for o in range(out.size // max(inner, 1)):
-        if inner == 1:
-            out[o] = _sum_contiguous(x, o * reduce, reduce)
-        else:
+        if inner > 1:
             _sum_rows(x, o * reduce * inner, reduce, inner, out, o * inner)
+        elif reduce <= SHORT * simd.lanes(x):
+            out[o] = _sum_short(x, o * reduce, reduce)
+        else:
+            out[o] = _sum_contiguous(x, o * reduce, reduce)
 
 
 @njit
@@ -387,6 +390,15 @@ def _chains(f, start, stride, count, zero, *parameters):
     for r in range(whole, count):
         a = a + f(start + r * stride, *parameters)
     return (a + b) + (c + d)
+
+
+@njit
+def _sum_short(x, start, count):
+    """Return the sum of x[start], ..., x[start + count - 1], a few vectors."""
+    total = simd.splat(0, x)
+    for r in range(0, count, simd.lanes(x)):
+        total = total + simd.load(x, start + r, count - r)
+    return simd.reduce_sum(total)
 
 
 @njit
@@ -421,35 +433,66 @@ def _sum_rows(x, start, count, inner, out, at):
 
 
 @njit
+def _greater(value, best):
+    """Return where a value replaces the best one: it is no less or equal, the best no NaN."""
+    return ~(value <= best) & (best == best)
+
+
+@njit
+def _less(value, best):
+    """Return where a value replaces the best one: it is no greater or equal, the best no NaN."""
+    return ~(value >= best) & (best == best)
+
+
+@njit
 def max_forward(x, reduce, inner, out, index):
     """out[o, i] = max_r x[o, r, i] and the first r that attains it; the first NaN wins."""
-    for o in range(out.size // max(inner, 1)):
-        for i in range(inner):
-            out[o * inner + i] = x[o * reduce * inner + i]
-            index[o * inner + i] = 0
-        for r in range(1, reduce):
-            for i in range(inner):
-                value = x[(o * reduce + r) * inner + i]
-                best = out[o * inner + i]
-                if value > best or (value != value and best == best):
-                    out[o * inner + i] = value
-                    index[o * inner + i] = r
+    _extremum(_greater, simd.reduce_max, x, reduce, inner, out, index)
 
 
 @njit
 def min_forward(x, reduce, inner, out, index):
     """out[o, i] = min_r x[o, r, i] and the first r that attains it; the first NaN wins."""
+    _extremum(_less, simd.reduce_min, x, reduce, inner, out, index)
+
+
+@njit
+def _extremum(beats, over_lanes, x, reduce, inner, out, index):
+    """out[o, i] = the x[o, r, i] that beats all others, and index[o, i] = the first such r."""
+    step = simd.lanes(x)
     for o in range(out.size // max(inner, 1)):
-        for i in range(inner):
-            out[o * inner + i] = x[o * reduce * inner + i]
-            index[o * inner + i] = 0
-        for r in range(1, reduce):
-            for i in range(inner):
-                value = x[(o * reduce + r) * inner + i]
-                best = out[o * inner + i]
-                if value < best or (value != value and best == best):
-                    out[o * inner + i] = value
-                    index[o * inner + i] = r
+        if inner == 1 and step > 1:
+            _extremum_contiguous(beats, over_lanes, x, o * reduce, reduce, out, index, o)
+        else:
+            for i in range(0, inner, step):
+                n, at = inner - i, o * reduce * inner + i
+                best, place = simd.load(x, at, n), simd.integers(x, 0, 0)
+                for r in range(1, reduce):
+                    value = simd.load(x, at + r * inner, n)
+                    wins = beats(value, best)
+                    best = simd.where(wins, value, best)
+                    place = simd.where(wins, simd.integers(x, r, 0), place)
+                simd.store(out, o * inner + i, best, n)
+                simd.store(index, o * inner + i, place, n)
+
+
+@njit
+def _extremum_contiguous(beats, over_lanes, x, start, count, out, index, o):
+    """Find what beats all of x[start], ..., x[start + count - 1]: in each lane, then over lanes.
+
+    Lanes past the end hold the first element, for which lane 0 has the better place.
+    """
+    first = x[start]
+    best, place = simd.load(x, start, count, first), simd.integers(x, 0, 1)
+    for r in range(simd.lanes(x), count, simd.lanes(x)):
+        value = simd.load(x, start + r, count - r, first)
+        wins = beats(value, best)
+        best = simd.where(wins, value, best)
+        place = simd.where(wins, simd.integers(x, r, 1), place)
+    found = over_lanes(best)
+    holds = (best == found) | (best != best)  # if there is a NaN, it is what was found
+    out[o] = found
+    index[o] = simd.reduce_min(simd.where(holds, place, simd.integers(x, count, 0)))
 
 
 @njit

@@ -133,11 +133,11 @@ def lanes(x: np.ndarray) -> int:
     return VECTOR_BYTES // x.itemsize if x.dtype.kind == "f" else 1
 
 
-def load(x: np.ndarray, i: int, n: int | None = None):
-    """Return the elements ``x[i], x[i + 1], ...``; lanes from ``n`` on are 0."""
+def load(x: np.ndarray, i: int, n: int | None = None, rest: float = 0):
+    """Return the elements ``x[i], x[i + 1], ...``; lanes from ``n`` on are ``rest``."""
     if lanes(x) == 1:
         return x.reshape(-1)[i]
-    row = np.zeros(lanes(x), x.dtype)
+    row = np.full(lanes(x), rest, x.dtype)
     n = len(row) if n is None else max(0, min(n, len(row)))
     row[:n] = x.reshape(-1)[i : i + n]
     return row
@@ -153,7 +153,10 @@ def load_mask(x: np.ndarray, i: int, n: int, like: np.ndarray):
 
 
 def store(x: np.ndarray, i: int, value, n: int | None = None) -> None:
-    """Write a vector (or a mask, into booleans) to ``x[i], x[i + 1], ...``, ``n`` lanes of it."""
+    """Write ``n`` lanes of a vector to ``x[i], x[i + 1], ...``.
+
+    A mask goes into booleans, an integer vector into int64.
+    """
     if np.ndim(value) == 0:
         x.reshape(-1)[i] = value
         return
@@ -165,6 +168,13 @@ def splat(value, x: np.ndarray):
     """Return a vector of ``x``'s dtype with ``value`` in every lane."""
     value = x.dtype.type(value)
     return value if lanes(x) == 1 else np.full(lanes(x), value)
+
+
+def integers(x: np.ndarray, first: int, step: int):
+    """Return ``first, first + step, ...`` as an integer vector of as many lanes as ``x``'s."""
+    if lanes(x) == 1:
+        return np.int64(first)
+    return first + step * np.arange(lanes(x), dtype=f"i{x.itemsize}")
 
 
 def fma(a, b, c):
@@ -211,8 +221,8 @@ def copysign(a, b):
 def bits(a):
     """Return the bits of each lane as a signed integer of the same width.
 
-    Beside ``+ - & | << >>`` (with integers, or with each other) and `from_bits`, this is all there
-    is of integer vectors: enough to take a float apart and to make one.
+    Integer vectors know ``+ - & | << >>`` (with numbers, or with each other), `where`, `to_float`
+    and the reductions: enough to take a float apart, to make one, and to count.
     """
     return a.view(f"i{a.itemsize}")
 
@@ -410,12 +420,15 @@ def _call(builder, name: str, result: ir.Type, args: list[ir.Value]) -> ir.Value
 
 def _suffix(vector: ir.VectorType) -> str:
     """Return the ending of an intrinsic's name for a vector type, such as ``v16f32``."""
-    bits = {"float": "f32", "double": "f64", "i8": "i8"}[str(vector.element)]
-    return f"v{vector.count}{bits}"
+    element = {"float": "f32", "double": "f64"}.get(str(vector.element), str(vector.element))
+    return f"v{vector.count}{element}"
 
 
-def _masked_load(builder, pointer, mask, vector: ir.VectorType, align: int) -> ir.Value:
-    args = [pointer, ir.Constant(_I32, align), mask, ir.Constant(vector, None)]
+def _masked_load(
+    builder, pointer, mask, vector: ir.VectorType, align: int, rest: ir.Value | None = None
+) -> ir.Value:
+    rest = ir.Constant(vector, None) if rest is None else rest
+    args = [pointer, ir.Constant(_I32, align), mask, rest]
     return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", vector, args)
 
 
@@ -447,7 +460,7 @@ def _element(dtype: types.Type) -> types.Type:
 
 
 @_typed(load)
-def _(x, i, n=types.intp):
+def _(x, i, n=types.intp, rest=types.intp):
     return _element(x.dtype) if _is_array(x) else None
 
 
@@ -462,8 +475,12 @@ def _(context, builder, sig, args):
         pointer = _vector_pointer(builder, pointer, vector.element, vector.count)
         return builder.load(pointer, align=align)
     n = context.cast(builder, args[2], sig.args[2], types.intp)
+    rest = None
+    if len(args) == 4:
+        rest = _as_vector(context, builder, args[3], sig.args[3], result)
     pointer = _vector_pointer(builder, pointer, vector.element, vector.count)
-    return _masked_load(builder, pointer, _first_lanes(builder, n, vector.count), vector, align)
+    mask = _first_lanes(builder, n, vector.count)
+    return _masked_load(builder, pointer, mask, vector, align, rest)
 
 
 @_typed(load_mask)
@@ -489,19 +506,28 @@ def _(context, builder, sig, args):
 
 @_typed(store)
 def _(x, i, value, n=types.intp):
-    return types.none if _is_array(x) else None
+    fits = not isinstance(value, Bits) or (_is_array(x) and x.dtype == types.int64)
+    return types.none if _is_array(x) and fits else None
+
+
+def _widened(builder, value: ir.Value, count: int) -> ir.Value:
+    """Return an integer vector with 64 bits a lane."""
+    wide = ir.VectorType(_I64, count)
+    return value if value.type == wide else builder.sext(value, wide)
 
 
 @_coded(store)
 def _(context, builder, sig, args):
     pointer = _address(context, builder, sig.args[0], args[0], args[1], sig.args[1])
     value, kind = args[2], sig.args[2]
-    if not isinstance(kind, (Vector, Mask)):
+    if not isinstance(kind, (Vector, Mask, Bits)):
         dtype = sig.args[0].dtype
         context.pack_value(builder, dtype, context.cast(builder, value, kind, dtype), pointer)
         return context.get_dummy_value()
     if isinstance(kind, Mask):
         value, align = builder.zext(value, ir.VectorType(ir.IntType(8), kind.count)), 1
+    elif isinstance(kind, Bits):
+        value, align = _widened(builder, value, kind.count), 8
     else:
         align = kind.dtype.bitwidth // 8
     pointer = _vector_pointer(builder, pointer, value.type.element, kind.count)
@@ -523,6 +549,30 @@ def _(context, builder, sig, args):
     if isinstance(sig.return_type, Vector):
         return _as_vector(context, builder, args[0], sig.args[0], sig.return_type)
     return context.cast(builder, args[0], sig.args[0], sig.return_type)
+
+
+@_typed(integers)
+def _(x, first, step):
+    if not _is_array(x) or not all(isinstance(k, types.Integer) for k in (first, step)):
+        return None
+    element = _element(x.dtype)
+    return Bits(element) if isinstance(element, Vector) else types.int64
+
+
+@_coded(integers)
+def _(context, builder, sig, args):
+    kind = sig.return_type
+    if not isinstance(kind, Bits):
+        return context.cast(builder, args[1], sig.args[1], kind)
+    first, step = (_splat_bits(context, builder, args[k], sig.args[k], kind) for k in (1, 2))
+    count = ir.Constant(first.type, list(range(kind.count)))
+    return builder.add(first, builder.mul(step, count))
+
+
+def _splat_bits(context, builder, value, source: types.Type, kind: Bits) -> ir.Value:
+    width = kind.vector.dtype.bitwidth
+    lane_type = types.Integer.from_bitwidth(width, signed=True)
+    return _splat(builder, context.cast(builder, value, source, lane_type), kind.count)
 
 
 # Arithmetic and comparison. One operand may be a scalar: it is cast to the vector's dtype, so
@@ -655,8 +705,7 @@ def _bits_operator(function: Callable, instruction: str) -> None:
     def code(context, builder, sig, args):
         (a, b), kind = args, sig.return_type
         if isinstance(sig.args[1], types.Integer):
-            lane_type = types.Integer.from_bitwidth(kind.vector.dtype.bitwidth, signed=True)
-            b = _splat(builder, context.cast(builder, b, sig.args[1], lane_type), kind.count)
+            b = _splat_bits(context, builder, b, sig.args[1], kind)
         return getattr(builder, instruction)(a, b)
 
     for pattern in [(Bits, Bits), (Bits, types.Integer)]:
@@ -798,8 +847,8 @@ def _(context, builder, sig, args):
 
 @_typed(where)
 def _(condition, a, b):
-    result = _scalar_or_vector(a, b)
-    if isinstance(result, Vector):
+    result = a if isinstance(a, Bits) and a == b else _scalar_or_vector(a, b)
+    if isinstance(result, (Vector, Bits)):
         fits = isinstance(condition, Mask) and condition.count == result.count
     else:
         fits = isinstance(condition, types.Boolean)
@@ -808,8 +857,10 @@ def _(condition, a, b):
 
 @_coded(where)
 def _(context, builder, sig, args):
-    result = sig.return_type
-    a, b = (_as_type(context, builder, args[k], sig.args[k], result) for k in (1, 2))
+    result, (a, b) = sig.return_type, args[1:]
+    if not isinstance(result, Bits):
+        a = _as_type(context, builder, a, sig.args[1], result)
+        b = _as_type(context, builder, b, sig.args[2], result)
     return builder.select(args[0], a, b)
 
 
@@ -818,11 +869,13 @@ def _reduction(function: Callable, combine: Callable) -> None:
 
     @_typed(function)
     def _(a):
+        if isinstance(a, Bits):
+            return types.Integer.from_bitwidth(a.vector.dtype.bitwidth, signed=True)
         return a.dtype if isinstance(a, Vector) else a if isinstance(a, types.Number) else None
 
     @_coded(function)
     def _(context, builder, sig, args):
-        if not isinstance(sig.args[0], Vector):
+        if not isinstance(sig.args[0], (Vector, Bits)):
             return args[0]
         value, count = args[0], sig.args[0].count
         while count > 1:
@@ -839,16 +892,25 @@ def _reduction(function: Callable, combine: Callable) -> None:
         return builder.extract_element(value, ir.Constant(_I32, 0))
 
 
-def _fold(name: str) -> Callable:
+def _are_integers(value: ir.Value) -> bool:
+    return isinstance(value.type.element, ir.IntType)
+
+
+def _added(builder, low, high):
+    return (builder.add if _are_integers(low) else builder.fadd)(low, high)
+
+
+def _fold(of_floats: str, of_integers: str) -> Callable:
     def combine(builder, low, high):
+        name = of_integers if _are_integers(low) else of_floats
         return _call(builder, f"llvm.{name}.{_suffix(low.type)}", low.type, [low, high])
 
     return combine
 
 
-_reduction(reduce_sum, lambda builder, low, high: builder.fadd(low, high))
-_reduction(reduce_max, _fold("maximum"))
-_reduction(reduce_min, _fold("minimum"))
+_reduction(reduce_sum, _added)
+_reduction(reduce_max, _fold("maximum", "smax"))
+_reduction(reduce_min, _fold("minimum", "smin"))
 
 
 # The tile: an LLVM array of vectors, which its optimiser keeps in registers.

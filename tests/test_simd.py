@@ -231,6 +231,37 @@ def test_reductions_over_lanes(dtype):
     assert np.isnan(kernel(x)).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lanes_past_the_tail_hold_the_rest(dtype):
+    @njit
+    def kernel(x, n, out):
+        simd.store(out, 0, simd.load(x, 0, n, -np.inf))
+
+    width = lanes(dtype)
+    x, out = np.ones(width, dtype), np.empty(width, dtype)
+    for n in (0, 1, width - 1, width, width + 5):
+        kernel(x, n, out)
+        np.testing.assert_array_equal(out, np.where(np.arange(width) < n, 1, -np.inf))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_integer_vectors(dtype):
+    @njit
+    def kernel(x, n, out):
+        chosen = simd.where(simd.load(x, 0) > 0, simd.integers(x, 5, 2), simd.integers(x, -1, 0))
+        simd.store(out, 0, chosen, n)
+        return simd.reduce_sum(chosen), simd.reduce_max(chosen), simd.reduce_min(chosen)
+
+    width = lanes(dtype)
+    x = rng.normal(size=width).astype(dtype)
+    expected = np.where(x > 0, 5 + 2 * np.arange(width), -1)
+    for n in (0, 1, width):
+        whole, out = between_canaries(n, np.int64)
+        assert kernel(x, n, out) == (expected.sum(), expected.max(), expected.min())
+        np.testing.assert_array_equal(out, expected[:n])
+        assert canaries_live(whole)
+
+
 # -------------------------------------------------------------------- the tile
 
 ROWS, COLUMNS = simd.TILE_ROWS, simd.TILE_COLUMNS
