@@ -216,10 +216,10 @@ def exp_parts(x):
 
 def exp_float32(x):
     """e^x, off by 1.0 ulp."""
-    x = where(x > 89, 89, where(x < -104, -104, x))  # beyond lie inf and 0; NaN stays
-    n, p = exp_parts(x)
+    vanishes = x < -104  # kept from the products below: underflow costs 150 cycles
+    n, p = exp_parts(where(vanishes, 0, where(x > 89, 89, x)))  # from 89 on it is inf
     half = n >> 1  # 2^n itself may be too large or too small for a float32
-    return (p + 1) * two_to_the(half) * two_to_the(n - half)
+    return where(vanishes, 0, (p + 1) * two_to_the(half) * two_to_the(n - half))
 
 
 def expm1_float32(x):

@@ -1201,72 +1201,101 @@ def dropout_forward(x, seed, call, threshold, scale, first, out, mask):
 # =================================================================== softmax
 #
 # x is (outer, reduce, inner), as in a reduction. The largest element is taken off first, so that
-# the largest exponential is 1 and nothing overflows.
+# the largest exponential is 1 and nothing overflows. A row of a few classes fits one vector and
+# stays in its register: the kernel's loop does it, as a call for each row would take longer.
 
 
 @njit
-def _largest(x, start, count, step):
-    """Return max_r x[start + r step]."""
-    largest = x[start]
-    for r in range(1, count):
-        value = x[start + r * step]
-        largest = value if value > largest else largest
-    return largest
+def _largest(x, start, count):
+    """Return the largest of x[start], ..., x[start + count - 1]."""
+    best = simd.load(x, start, count, -np.inf)
+    for r in range(simd.lanes(x), count, simd.lanes(x)):
+        value = simd.load(x, start + r, count - r, -np.inf)
+        best = simd.where(value > best, value, best)
+    return simd.reduce_max(best)
 
 
 @njit
-def _exponentials(x, start, count, shift, out, to):
-    """out[to + r] = exp(x[start + r] - shift); return their sum."""
+def _exponentials(x, start, count, shift, out):
+    """out[start + r] = exp(x[start + r] - shift) for r < count; return their sum."""
+    step, whole = simd.lanes(x), _whole(count, x)
+    total = simd.splat(0, x)
+    for r in range(0, whole, 4 * step):
+        a, b, c, d = _load4(x, start + r)
+        a, b = simd.exp(a - shift), simd.exp(b - shift)
+        c, d = simd.exp(c - shift), simd.exp(d - shift)
+        _store4(out, start + r, a, b, c, d, step)
+        total = total + ((a + b) + (c + d))
+    for r in range(whole, count, step):
+        value = simd.exp(simd.load(x, start + r, count - r, -np.inf) - shift)
+        simd.store(out, start + r, value, count - r)
+        total = total + value  # lanes past the end hold exp(-inf) = 0
+    return simd.reduce_sum(total)
+
+
+@njit
+def _softmax_row(x, start, count, out):
+    """Softmax over neighbours; return the largest element and the sum of exponentials."""
+    largest = _largest(x, start, count)
+    total = _exponentials(x, start, count, largest, out)
+    scale = x.dtype.type(1) / total
     for r in range(0, count, simd.lanes(x)):
-        n = count - r
-        simd.store(out, to + r, simd.exp(simd.load(x, start + r, n) - shift), n)
-    return _sum_contiguous(out, to, count)
+        simd.store(out, start + r, simd.load(out, start + r, count - r) * scale, count - r)
+    return largest, total
+
+
+@njit
+def _largest_and_sum(x, i, n, count, inner):
+    """Return m = max_r x[i + r inner] and sum_r exp(x[i + r inner] - m), lane by lane."""
+    largest, total = simd.load(x, i, n), simd.splat(0, x)
+    for r in range(1, count):
+        value = simd.load(x, i + r * inner, n)
+        largest = simd.where(value > largest, value, largest)
+    for r in range(count):
+        total = total + simd.exp(simd.load(x, i + r * inner, n) - largest)
+    return largest, total
 
 
 @njit
 def softmax_forward(x, reduce, inner, out):
     """out[o, r, i] = exp(x[o, r, i] - m) / sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
     for o in range(out.size // max(reduce * inner, 1)):
-        at = o * reduce * inner
-        if inner == 1:
-            total = _exponentials(x, at, reduce, _largest(x, at, reduce, 1), out, at)
-            for r in range(0, reduce, simd.lanes(x)):
-                simd.store(out, at + r, simd.load(out, at + r, reduce - r) / total, reduce - r)
+        start = o * reduce * inner
+        if inner == 1 and reduce <= simd.lanes(x):
+            value = simd.load(x, start, reduce, -np.inf)
+            value = simd.exp(value - simd.reduce_max(value))
+            simd.store(out, start, value / simd.reduce_sum(value), reduce)
+        elif inner == 1:
+            _softmax_row(x, start, reduce, out)
         else:
-            _softmax_rows(x, at, reduce, inner, out)
-
-
-@njit
-def _softmax_rows(x, start, count, inner, out):
-    """Softmax over rows that lie `inner` elements apart; a vector holds neighbours in a row."""
-    for i in range(start, start + inner, simd.lanes(x)):
-        n = start + inner - i
-        largest = simd.load(x, i, n)
-        for r in range(1, count):
-            largest = simd.maximum(largest, simd.load(x, i + r * inner, n))
-        total = simd.splat(x.dtype.type(0), x)
-        for r in range(count):
-            value = simd.exp(simd.load(x, i + r * inner, n) - largest)
-            simd.store(out, i + r * inner, value, n)
-            total += value
-        for r in range(count):
-            simd.store(out, i + r * inner, simd.load(out, i + r * inner, n) / total, n)
+            for i in range(0, inner, simd.lanes(x)):
+                n = inner - i
+                largest, total = _largest_and_sum(x, start + i, n, reduce, inner)
+                for r in range(reduce):
+                    at = start + r * inner + i
+                    value = simd.exp(simd.load(x, at, n) - largest)
+                    simd.store(out, at, value / total, n)
 
 
 @njit
 def log_softmax_forward(x, reduce, inner, out):
     """out[o, r, i] = x[o, r, i] - m - ln sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
     for o in range(out.size // max(reduce * inner, 1)):
-        for i in range(inner):
-            start = o * reduce * inner + i
-            largest = _largest(x, start, reduce, inner)
-            total = x.dtype.type(0)
-            for r in range(reduce):
-                total += np.exp(x[start + r * inner] - largest)
-            shift = np.log(total)
-            for r in range(reduce):
-                at = start + r * inner
-                out[at] = x[at] - largest - shift
+        start = o * reduce * inner
+        if inner == 1:
+            largest = _largest(x, start, reduce)
+            shift = np.log(_exponentials(x, start, reduce, largest, out))
+            for r in range(0, reduce, simd.lanes(x)):
+                n = reduce - r
+                simd.store(out, start + r, simd.load(x, start + r, n) - largest - shift, n)
+        else:
+            for i in range(0, inner, simd.lanes(x)):
+                n = inner - i
+                largest, total = _largest_and_sum(x, start + i, n, reduce, inner)
+                shift = simd.log(total)
+                for r in range(reduce):
+                    at = start + r * inner + i
+                    simd.store(out, at, simd.load(x, at, n) - largest - shift, n)
 
 
 # ==================================================================== losses
@@ -1283,11 +1312,14 @@ def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error):
     flat, out = logits.reshape(-1), probs.reshape(-1)
     error[0] = NO_ERROR
     for n in range(rows):
-        largest = _largest(flat, n * classes, classes, 1)
-        total = _exponentials(flat, n * classes, classes, largest, out, n * classes)
-        for c in range(0, classes, simd.lanes(probs)):
-            at, width = n * classes + c, classes - c
-            simd.store(out, at, simd.load(out, at, width) / total, width)
+        if classes <= simd.lanes(logits):
+            value = simd.load(flat, n * classes, classes, -np.inf)
+            largest = simd.reduce_max(value)
+            value = simd.exp(value - largest)
+            total = simd.reduce_sum(value)
+            simd.store(out, n * classes, value / total, classes)
+        else:
+            largest, total = _softmax_row(flat, n * classes, classes, out)
         label = labels[n]
         if 0 <= label < classes:
             loss[n] = np.log(total) - (logits[n, label] - largest)
@@ -1297,14 +1329,20 @@ def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error):
 
 
 @njit
-def softmax_cross_entropy_backward(logits, labels, probs, out):
-    """out[n, c] = d loss[n] / d logits[n, c] = probs[n, c] - (1 if c == labels[n] else 0)."""
+def softmax_cross_entropy_backward(grad_out, logits, labels, probs, out):
+    """out[n, c] = grad_out[n] (probs[n, c] - (1 if c == labels[n] else 0)).
+
+    That is grad_out[n] times the slope of loss[n] by logits[n, c].
+    """
     rows, classes = logits.shape
     for n in range(rows):
-        for c in range(classes):
-            out[n, c] = probs[n, c]
-        if 0 <= labels[n] < classes:
-            out[n, labels[n]] -= probs.dtype.type(1)
+        scale = grad_out[n]
+        for c in range(0, classes, simd.lanes(probs)):
+            at, width = n * classes + c, classes - c
+            simd.store(out, at, simd.load(probs, at, width) * scale, width)
+        label = labels[n]
+        if 0 <= label < classes:
+            out[n, label] = scale * (probs[n, label] - probs.dtype.type(1))
 
 
 # ============================================================= normalisation

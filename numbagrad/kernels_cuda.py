@@ -1518,18 +1518,19 @@ def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error, str
 
 
 @cuda.jit
-def _softmax_cross_entropy_backward(labels, probs, out):
-    """out[n, c] = d loss[n] / d logits[n, c] = probs[n, c] - (1 if c == labels[n] else 0)."""
+def _softmax_cross_entropy_backward(grad_out, labels, probs, out):
+    """out[n, c] = grad_out[n] (probs[n, c] - (1 if c == labels[n] else 0))."""
     i = cuda.grid(1)
     if i < out.size:
         n, c = divmod(i, out.shape[1])
         hit = out.dtype.type(1) if labels[n] == c else out.dtype.type(0)
-        out[n, c] = probs[n, c] - hit
+        out[n, c] = grad_out[n] * (probs[n, c] - hit)
 
 
-def softmax_cross_entropy_backward(logits, labels, probs, out, stream):
+def softmax_cross_entropy_backward(grad_out, logits, labels, probs, out, stream):
     """Start a thread per element."""
-    _launch_flat(_softmax_cross_entropy_backward, out.size, stream, labels, probs, out)
+    args = grad_out, labels, probs, out
+    _launch_flat(_softmax_cross_entropy_backward, out.size, stream, *args)
 
 
 # ============================================================= normalisation
