@@ -34,12 +34,45 @@ vector = formulas.bind({**vars(simd), "const": _const}, njit)
 # of out's shape: everything is contiguous. `_map2` broadcasts: `layout` holds the collapsed shape
 # in its first row and the strides of each operand, in elements, in the next ones. A stride of 0
 # repeats an operand along that dimension.
+#
+# A formula is a chain of instructions that wait for each other. Four vectors at once give the
+# processor something to do meanwhile, and need no masks; masked ones finish.
+
+
+@njit
+def _whole(count, x):
+    """Return how many of `count` elements lie in blocks of four vectors; none of integers."""
+    step = simd.lanes(x)
+    return count - count % (4 * step) if step > 1 else 0
+
+
+@njit
+def _load4(x, i):
+    """Load four neighbouring vectors."""
+    step = simd.lanes(x)
+    a, b = simd.load(x, i), simd.load(x, i + step)
+    return a, b, simd.load(x, i + 2 * step), simd.load(x, i + 3 * step)
+
+
+@njit
+def _store4(x, i, a, b, c, d, step):
+    """Store four neighbouring vectors of `step` lanes."""
+    simd.store(x, i, a)
+    simd.store(x, i + step, b)
+    simd.store(x, i + 2 * step, c)
+    simd.store(x, i + 3 * step, d)
 
 
 @njit
 def _map1(f, x, out, *parameters):
     """out[i] = f(x[i], *parameters)."""
-    for i in range(0, x.size, simd.lanes(x)):
+    step, whole = simd.lanes(x), _whole(x.size, x)
+    for i in range(0, whole, 4 * step):
+        a, b, c, d = _load4(x, i)
+        a, b = f(a, *parameters), f(b, *parameters)
+        c, d = f(c, *parameters), f(d, *parameters)
+        _store4(out, i, a, b, c, d, step)
+    for i in range(whole, x.size, step):
         n = x.size - i
         simd.store(out, i, f(simd.load(x, i, n), *parameters), n)
 
@@ -47,7 +80,14 @@ def _map1(f, x, out, *parameters):
 @njit
 def _map_alike(f, x, y, out, *parameters):
     """out[i] = f(x[i], y[i], *parameters)."""
-    for i in range(0, x.size, simd.lanes(x)):
+    step, whole = simd.lanes(x), _whole(x.size, x)
+    for i in range(0, whole, 4 * step):
+        a, b, c, d = _load4(x, i)
+        e, g, h, k = _load4(y, i)
+        a, b = f(a, e, *parameters), f(b, g, *parameters)
+        c, d = f(c, h, *parameters), f(d, k, *parameters)
+        _store4(out, i, a, b, c, d, step)
+    for i in range(whole, x.size, step):
         n = x.size - i
         simd.store(out, i, f(simd.load(x, i, n), simd.load(y, i, n), *parameters), n)
 
@@ -56,10 +96,10 @@ def _map_alike(f, x, y, out, *parameters):
 def _offset(row, layout, operand):
     """Return where row number `row` of a broadcast operand starts."""
     offset = 0
-    for axis in range(layout.shape[1] - 2, -1, -1):
+    for axis in range(layout.shape[1] - 2, 0, -1):
         offset += row % layout[0, axis] * layout[operand, axis]
         row //= layout[0, axis]
-    return offset
+    return offset + row * layout[operand, 0]
 
 
 @njit
@@ -312,74 +352,147 @@ def gelu_forward(x, out):
 # Sums run in blocks: a long chain of float32 additions would lose small addends.
 
 BLOCK = 256
+SHORT = 16  # vectors that are added up in one chain
 
 
 @njit
 def sum_forward(x, reduce, inner, out):
     """out[o, i] = sum_r x[o, r, i]."""
     for o in range(out.size // max(inner, 1)):
-        if inner == 1:
-            out[o] = _sum_contiguous(x, o * reduce, reduce)
-        else:
+        if inner > 1:
             _sum_rows(x, o * reduce * inner, reduce, inner, out, o * inner)
+        elif reduce <= SHORT * simd.lanes(x):
+            out[o] = _sum_short(x, o * reduce, reduce)
+        else:
+            out[o] = _sum_contiguous(x, o * reduce, reduce)
+
+
+@njit
+def _element(i, n, x):
+    """Return the vector at i."""
+    return simd.load(x, i, n)
+
+
+@njit
+def _chains(f, start, stride, count, zero, *parameters):
+    """sum_{r < count} f(start + r stride, *parameters).
+
+    An addition waits for the one before it; of four chains, each has time for that.
+    """
+    a = b = c = d = zero
+    whole = count - count % 4
+    for r in range(0, whole, 4):
+        i = start + r * stride
+        a = a + f(i, *parameters)
+        b = b + f(i + stride, *parameters)
+        c = c + f(i + 2 * stride, *parameters)
+        d = d + f(i + 3 * stride, *parameters)
+    for r in range(whole, count):
+        a = a + f(start + r * stride, *parameters)
+    return (a + b) + (c + d)
+
+
+@njit
+def _sum_short(x, start, count):
+    """Return the sum of x[start], ..., x[start + count - 1], a few vectors."""
+    total = simd.splat(0, x)
+    for r in range(0, count, simd.lanes(x)):
+        total = total + simd.load(x, start + r, count - r)
+    return simd.reduce_sum(total)
 
 
 @njit
 def _sum_contiguous(x, start, count):
-    total = simd.splat(x.dtype.type(0), x)
+    """Return the sum of x[start], ..., x[start + count - 1]."""
     step = simd.lanes(x)
+    total = zero = simd.splat(0, x)
     for block in range(0, count, BLOCK * step):
-        stop = min(block + BLOCK * step, count)
-        acc = simd.splat(x.dtype.type(0), x)
-        for r in range(block, stop, step):
-            acc += simd.load(x, start + r, stop - r)
-        total += acc
+        vectors = min(BLOCK, (count - block) // step)
+        total = total + _chains(_element, start + block, step, vectors, zero, step, x)
+    tail = count % step
+    if tail > 0:
+        total = total + simd.load(x, start + count - tail, tail)
     return simd.reduce_sum(total)
 
 
 @njit
 def _sum_rows(x, start, count, inner, out, at):
-    for i in range(0, inner, simd.lanes(x)):
-        n = inner - i
-        total = simd.splat(x.dtype.type(0), x)
-        for block in range(0, count, BLOCK):
-            acc = simd.splat(x.dtype.type(0), x)
-            for r in range(block, min(block + BLOCK, count)):
-                acc += simd.load(x, start + r * inner + i, n)
-            total += acc
-        simd.store(out, at + i, total, n)
+    """out[at + i] = sum_{r < count} x[start + r inner + i], for i < inner.
+
+    One block of rows after another, so that it stays in cache while strips of it are added up.
+    """
+    zero = simd.splat(0, x)
+    for block in range(0, max(count, 1), BLOCK):
+        rows = min(BLOCK, count - block)
+        for i in range(0, inner, simd.lanes(x)):
+            n = inner - i
+            total = _chains(_element, start + block * inner + i, inner, rows, zero, n, x)
+            if block > 0:
+                total = total + simd.load(out, at + i, n)
+            simd.store(out, at + i, total, n)
+
+
+@njit
+def _greater(value, best):
+    """Return where a value replaces the best one: it is no less or equal, the best no NaN."""
+    return ~(value <= best) & (best == best)
+
+
+@njit
+def _less(value, best):
+    """Return where a value replaces the best one: it is no greater or equal, the best no NaN."""
+    return ~(value >= best) & (best == best)
 
 
 @njit
 def max_forward(x, reduce, inner, out, index):
     """out[o, i] = max_r x[o, r, i] and the first r that attains it; the first NaN wins."""
-    for o in range(out.size // max(inner, 1)):
-        for i in range(inner):
-            out[o * inner + i] = x[o * reduce * inner + i]
-            index[o * inner + i] = 0
-        for r in range(1, reduce):
-            for i in range(inner):
-                value = x[(o * reduce + r) * inner + i]
-                best = out[o * inner + i]
-                if value > best or (value != value and best == best):
-                    out[o * inner + i] = value
-                    index[o * inner + i] = r
+    _extremum(_greater, simd.reduce_max, x, reduce, inner, out, index)
 
 
 @njit
 def min_forward(x, reduce, inner, out, index):
     """out[o, i] = min_r x[o, r, i] and the first r that attains it; the first NaN wins."""
+    _extremum(_less, simd.reduce_min, x, reduce, inner, out, index)
+
+
+@njit
+def _extremum(beats, over_lanes, x, reduce, inner, out, index):
+    """out[o, i] = the x[o, r, i] that beats all others, and index[o, i] = the first such r."""
+    step = simd.lanes(x)
     for o in range(out.size // max(inner, 1)):
-        for i in range(inner):
-            out[o * inner + i] = x[o * reduce * inner + i]
-            index[o * inner + i] = 0
-        for r in range(1, reduce):
-            for i in range(inner):
-                value = x[(o * reduce + r) * inner + i]
-                best = out[o * inner + i]
-                if value < best or (value != value and best == best):
-                    out[o * inner + i] = value
-                    index[o * inner + i] = r
+        if inner == 1 and step > 1:
+            _extremum_contiguous(beats, over_lanes, x, o * reduce, reduce, out, index, o)
+        else:
+            for i in range(0, inner, step):
+                n, at = inner - i, o * reduce * inner + i
+                best, place = simd.load(x, at, n), simd.integers(x, 0, 0)
+                for r in range(1, reduce):
+                    value = simd.load(x, at + r * inner, n)
+                    wins = beats(value, best)
+                    best = simd.where(wins, value, best)
+                    place = simd.where(wins, simd.integers(x, r, 0), place)
+                simd.store(out, o * inner + i, best, n)
+                simd.store(index, o * inner + i, place, n)
+
+
+@njit
+def _extremum_contiguous(beats, over_lanes, x, start, count, out, index, o):
+    """Find what beats all of x[start], ..., x[start + count - 1]: in each lane, then over lanes.
+
+    Lanes past the end hold the first element, for which lane 0 has the better place.
+    """
+    first = x[start]
+    best, place = simd.load(x, start, count, first), simd.integers(x, 0, 1)
+    for r in range(simd.lanes(x), count, simd.lanes(x)):
+        value = simd.load(x, start + r, count - r, first)
+        wins = beats(value, best)
+        best = simd.where(wins, value, best)
+        place = simd.where(wins, simd.integers(x, r, 1), place)
+    found = over_lanes(best)
+    holds = (best == found) | (best != best)  # if there is a NaN, it is what was found
+    out[o] = found
+    index[o] = simd.reduce_min(simd.where(holds, place, simd.integers(x, count, 0)))
 
 
 @njit
@@ -1667,19 +1780,15 @@ def winograd_backward_weight(
 # Windows (r, s) slide over images (n, h, w, c); channels lie together and do not mix. A maximum
 # notes where in its window it was found, r kernel_size[1] + s, as a number of x's own dtype: so
 # one vector compares values and another carries their places.
+#
+# These run at memory speed from about 16 channels on. With 6, a vector holds one pixel and ten idle
+# lanes, and the kernels reach a third to a half of that: the pixels, not the bytes, take the time.
 
 
 @njit
 def _inside(first, kernel, extent):
     """Return the range of window rows that lie in the image, for a window from row `first` on."""
     return max(-first, 0), min(kernel, extent - first)
-
-
-@njit
-def _windows_over(h, kernel, stride, padding, count):
-    """Return the range of windows that image row `h` is in."""
-    first = (h + padding - kernel) // stride + 1
-    return max(first, 0), min((h + padding) // stride + 1, count)
 
 
 @njit
@@ -1699,48 +1808,63 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
                 to = ((n * rows + i) * columns + j) * channels
                 for c in range(0, channels, simd.lanes(x)):
                     count = channels - c
-                    at = ((n * height + h + top) * width + w + left) * channels
-                    best = simd.load(x, at + c, count)
+                    at = ((n * height + h + top) * width + w + left) * channels + c
+                    best = simd.load(x, at, count)
                     place = simd.splat(top * kernel_size[1] + left, x)
                     for r in range(top, bottom):
+                        at = ((n * height + h + r) * width + w) * channels + c
+                        here = simd.splat(r * kernel_size[1] + left, x)
                         for s in range(left, right):
-                            at = ((n * height + h + r) * width + w + s) * channels
-                            value = simd.load(x, at + c, count)
-                            wins = (value > best) | ((value != value) & (best == best))
+                            value = simd.load(x, at + s * channels, count)
+                            wins = _greater(value, best)
                             best = simd.where(wins, value, best)
-                            here = simd.splat(r * kernel_size[1] + s, x)
                             place = simd.where(wins, here, place)
+                            here += 1
                     simd.store(out, to + c, best, count)
                     simd.store(index, to + c, place, count)
+
+
+@njit
+def _tiled(windows, kernel, stride, extent):
+    """Return whether each row of an image is in one window and no more."""
+    return kernel == stride and windows * stride == extent
 
 
 @njit
 def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
     """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] over the windows (i, j) whose index says
     that their maximum was found at (h, w).
+
+    Each window adds its share to its pixels; where windows do not meet, it writes it.
     """
     images, height, width, channels = grad_x.shape
     _, rows, columns, _ = grad_out.shape
+    alone = _tiled(rows, kernel_size[0], stride[0], height)
+    alone = alone and _tiled(columns, kernel_size[1], stride[1], width)
     zero = simd.splat(0, grad_x)
     for n in range(images):
-        for h in range(height):
-            top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
-            for w in range(width):
-                left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
-                to = ((n * height + h) * width + w) * channels
+        if not alone:
+            grad_x[n] = 0
+        for i in range(rows):
+            h = i * stride[0] - padding[0]
+            top, bottom = _inside(h, kernel_size[0], height)
+            for j in range(columns):
+                w = j * stride[1] - padding[1]
+                left, right = _inside(w, kernel_size[1], width)
+                at = ((n * rows + i) * columns + j) * channels
                 for c in range(0, channels, simd.lanes(grad_x)):
                     count = channels - c
-                    acc = simd.splat(0, grad_x)
-                    for i in range(top, bottom):
-                        r = h + padding[0] - i * stride[0]
-                        for j in range(left, right):
-                            s = w + padding[1] - j * stride[1]
-                            at = ((n * rows + i) * columns + j) * channels
-                            place = simd.load(index, at + c, count)
-                            grad = simd.load(grad_out, at + c, count)
-                            here = simd.splat(r * kernel_size[1] + s, grad_x)
-                            acc += simd.where(place == here, grad, zero)
-                    simd.store(grad_x, to + c, acc, count)
+                    grad = simd.load(grad_out, at + c, count)
+                    place = simd.load(index, at + c, count)
+                    for r in range(top, bottom):
+                        to = ((n * height + h + r) * width + w) * channels + c
+                        here = simd.splat(r * kernel_size[1] + left, grad_x)
+                        for s in range(left, right):
+                            share = simd.where(place == here, grad, zero)
+                            if not alone:
+                                share += simd.load(grad_x, to + s * channels, count)
+                            simd.store(grad_x, to + s * channels, share, count)
+                            here += 1
 
 
 @njit
@@ -1773,34 +1897,47 @@ def avg_pool2d_forward(x, kernel_size, stride, padding, out):
                 left, right = _inside(w, kernel_size[1], width)
                 to = ((n * rows + i) * columns + j) * channels
                 for c in range(0, channels, simd.lanes(x)):
+                    count = channels - c
                     acc = simd.splat(0, x)
                     for r in range(top, bottom):
+                        at = ((n * height + h + r) * width + w) * channels + c
                         for s in range(left, right):
-                            at = ((n * height + h + r) * width + w + s) * channels
-                            acc += simd.load(x, at + c, channels - c)
+                            acc += simd.load(x, at + s * channels, count)
                     mean = acc / (kernel_size[0] * kernel_size[1])
-                    simd.store(out, to + c, mean, channels - c)
+                    simd.store(out, to + c, mean, count)
 
 
 @njit
 def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
-    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows on (h, w)."""
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, c] / area over the windows on (h, w).
+
+    Each window adds its share to its pixels; where windows do not meet, it writes it.
+    """
     images, height, width, channels = grad_x.shape
     _, rows, columns, _ = grad_out.shape
+    alone = _tiled(rows, kernel_size[0], stride[0], height)
+    alone = alone and _tiled(columns, kernel_size[1], stride[1], width)
     for n in range(images):
-        for h in range(height):
-            top, bottom = _windows_over(h, kernel_size[0], stride[0], padding[0], rows)
-            for w in range(width):
-                left, right = _windows_over(w, kernel_size[1], stride[1], padding[1], columns)
-                to = ((n * height + h) * width + w) * channels
+        if not alone:
+            grad_x[n] = 0
+        for i in range(rows):
+            h = i * stride[0] - padding[0]
+            top, bottom = _inside(h, kernel_size[0], height)
+            for j in range(columns):
+                w = j * stride[1] - padding[1]
+                left, right = _inside(w, kernel_size[1], width)
+                at = ((n * rows + i) * columns + j) * channels
                 for c in range(0, channels, simd.lanes(grad_x)):
-                    acc = simd.splat(0, grad_x)
-                    for i in range(top, bottom):
-                        for j in range(left, right):
-                            at = ((n * rows + i) * columns + j) * channels
-                            acc += simd.load(grad_out, at + c, channels - c)
-                    mean = acc / (kernel_size[0] * kernel_size[1])
-                    simd.store(grad_x, to + c, mean, channels - c)
+                    count = channels - c
+                    share = simd.load(grad_out, at + c, count)
+                    share = share / (kernel_size[0] * kernel_size[1])
+                    for r in range(top, bottom):
+                        to = ((n * height + h + r) * width + w) * channels + c
+                        for s in range(left, right):
+                            total = share
+                            if not alone:
+                                total = total + simd.load(grad_x, to + s * channels, count)
+                            simd.store(grad_x, to + s * channels, total, count)
 
 
 # ============================================================ random numbers
@@ -1810,6 +1947,8 @@ def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
 # words. So element i of a draw is a function of (seed, call, i) alone, whoever computes it: a
 # block gives elements 4 block to 4 block + 3, or in float64, from two words each, two elements.
 # `first` is the number of out's first element. Words are held in uint64, where they can't wrap.
+# Blocks are drawn one by one, at 2 to 10 ns an element, a tenth of memory speed: ten rounds of two
+# long multiplications leave little to gain without vectors of 64-bit products.
 
 PHILOX_0, PHILOX_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # multipliers
 WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # steps of the key
@@ -1888,72 +2027,101 @@ def dropout_forward(x, seed, call, threshold, scale, first, out, mask):
 # =================================================================== softmax
 #
 # x is (outer, reduce, inner), as in a reduction. The largest element is taken off first, so that
-# the largest exponential is 1 and nothing overflows.
+# the largest exponential is 1 and nothing overflows. A row of a few classes fits one vector and
+# stays in its register: the kernel's loop does it, as a call for each row would take longer.
 
 
 @njit
-def _largest(x, start, count, step):
-    """Return max_r x[start + r step]."""
-    largest = x[start]
-    for r in range(1, count):
-        value = x[start + r * step]
-        largest = value if value > largest else largest
-    return largest
+def _largest(x, start, count):
+    """Return the largest of x[start], ..., x[start + count - 1]."""
+    best = simd.load(x, start, count, -np.inf)
+    for r in range(simd.lanes(x), count, simd.lanes(x)):
+        value = simd.load(x, start + r, count - r, -np.inf)
+        best = simd.where(value > best, value, best)
+    return simd.reduce_max(best)
 
 
 @njit
-def _exponentials(x, start, count, shift, out, to):
-    """out[to + r] = exp(x[start + r] - shift); return their sum."""
+def _exponentials(x, start, count, shift, out):
+    """out[start + r] = exp(x[start + r] - shift) for r < count; return their sum."""
+    step, whole = simd.lanes(x), _whole(count, x)
+    total = simd.splat(0, x)
+    for r in range(0, whole, 4 * step):
+        a, b, c, d = _load4(x, start + r)
+        a, b = simd.exp(a - shift), simd.exp(b - shift)
+        c, d = simd.exp(c - shift), simd.exp(d - shift)
+        _store4(out, start + r, a, b, c, d, step)
+        total = total + ((a + b) + (c + d))
+    for r in range(whole, count, step):
+        value = simd.exp(simd.load(x, start + r, count - r, -np.inf) - shift)
+        simd.store(out, start + r, value, count - r)
+        total = total + value  # lanes past the end hold exp(-inf) = 0
+    return simd.reduce_sum(total)
+
+
+@njit
+def _softmax_row(x, start, count, out):
+    """Softmax over neighbours; return the largest element and the sum of exponentials."""
+    largest = _largest(x, start, count)
+    total = _exponentials(x, start, count, largest, out)
+    scale = x.dtype.type(1) / total
     for r in range(0, count, simd.lanes(x)):
-        n = count - r
-        simd.store(out, to + r, simd.exp(simd.load(x, start + r, n) - shift), n)
-    return _sum_contiguous(out, to, count)
+        simd.store(out, start + r, simd.load(out, start + r, count - r) * scale, count - r)
+    return largest, total
+
+
+@njit
+def _largest_and_sum(x, i, n, count, inner):
+    """Return m = max_r x[i + r inner] and sum_r exp(x[i + r inner] - m), lane by lane."""
+    largest, total = simd.load(x, i, n), simd.splat(0, x)
+    for r in range(1, count):
+        value = simd.load(x, i + r * inner, n)
+        largest = simd.where(value > largest, value, largest)
+    for r in range(count):
+        total = total + simd.exp(simd.load(x, i + r * inner, n) - largest)
+    return largest, total
 
 
 @njit
 def softmax_forward(x, reduce, inner, out):
     """out[o, r, i] = exp(x[o, r, i] - m) / sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
     for o in range(out.size // max(reduce * inner, 1)):
-        at = o * reduce * inner
-        if inner == 1:
-            total = _exponentials(x, at, reduce, _largest(x, at, reduce, 1), out, at)
-            for r in range(0, reduce, simd.lanes(x)):
-                simd.store(out, at + r, simd.load(out, at + r, reduce - r) / total, reduce - r)
+        start = o * reduce * inner
+        if inner == 1 and reduce <= simd.lanes(x):
+            value = simd.load(x, start, reduce, -np.inf)
+            value = simd.exp(value - simd.reduce_max(value))
+            simd.store(out, start, value / simd.reduce_sum(value), reduce)
+        elif inner == 1:
+            _softmax_row(x, start, reduce, out)
         else:
-            _softmax_rows(x, at, reduce, inner, out)
-
-
-@njit
-def _softmax_rows(x, start, count, inner, out):
-    """Softmax over rows that lie `inner` elements apart; a vector holds neighbours in a row."""
-    for i in range(start, start + inner, simd.lanes(x)):
-        n = start + inner - i
-        largest = simd.load(x, i, n)
-        for r in range(1, count):
-            largest = simd.maximum(largest, simd.load(x, i + r * inner, n))
-        total = simd.splat(x.dtype.type(0), x)
-        for r in range(count):
-            value = simd.exp(simd.load(x, i + r * inner, n) - largest)
-            simd.store(out, i + r * inner, value, n)
-            total += value
-        for r in range(count):
-            simd.store(out, i + r * inner, simd.load(out, i + r * inner, n) / total, n)
+            for i in range(0, inner, simd.lanes(x)):
+                n = inner - i
+                largest, total = _largest_and_sum(x, start + i, n, reduce, inner)
+                for r in range(reduce):
+                    at = start + r * inner + i
+                    value = simd.exp(simd.load(x, at, n) - largest)
+                    simd.store(out, at, value / total, n)
 
 
 @njit
 def log_softmax_forward(x, reduce, inner, out):
     """out[o, r, i] = x[o, r, i] - m - ln sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
     for o in range(out.size // max(reduce * inner, 1)):
-        for i in range(inner):
-            start = o * reduce * inner + i
-            largest = _largest(x, start, reduce, inner)
-            total = x.dtype.type(0)
-            for r in range(reduce):
-                total += np.exp(x[start + r * inner] - largest)
-            shift = np.log(total)
-            for r in range(reduce):
-                at = start + r * inner
-                out[at] = x[at] - largest - shift
+        start = o * reduce * inner
+        if inner == 1:
+            largest = _largest(x, start, reduce)
+            shift = np.log(_exponentials(x, start, reduce, largest, out))
+            for r in range(0, reduce, simd.lanes(x)):
+                n = reduce - r
+                simd.store(out, start + r, simd.load(x, start + r, n) - largest - shift, n)
+        else:
+            for i in range(0, inner, simd.lanes(x)):
+                n = inner - i
+                largest, total = _largest_and_sum(x, start + i, n, reduce, inner)
+                shift = simd.log(total)
+                for r in range(reduce):
+                    at = start + r * inner + i
+                    simd.store(out, at, simd.load(x, at, n) - largest - shift, n)
 
 
 # ==================================================================== losses
@@ -1970,11 +2138,14 @@ def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error):
     flat, out = logits.reshape(-1), probs.reshape(-1)
     error[0] = NO_ERROR
     for n in range(rows):
-        largest = _largest(flat, n * classes, classes, 1)
-        total = _exponentials(flat, n * classes, classes, largest, out, n * classes)
-        for c in range(0, classes, simd.lanes(probs)):
-            at, width = n * classes + c, classes - c
-            simd.store(out, at, simd.load(out, at, width) / total, width)
+        if classes <= simd.lanes(logits):
+            value = simd.load(flat, n * classes, classes, -np.inf)
+            largest = simd.reduce_max(value)
+            value = simd.exp(value - largest)
+            total = simd.reduce_sum(value)
+            simd.store(out, n * classes, value / total, classes)
+        else:
+            largest, total = _softmax_row(flat, n * classes, classes, out)
         label = labels[n]
         if 0 <= label < classes:
             loss[n] = np.log(total) - (logits[n, label] - largest)
@@ -1984,89 +2155,143 @@ def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error):
 
 
 @njit
-def softmax_cross_entropy_backward(logits, labels, probs, out):
-    """out[n, c] = d loss[n] / d logits[n, c] = probs[n, c] - (1 if c == labels[n] else 0)."""
+def softmax_cross_entropy_backward(grad_out, logits, labels, probs, out):
+    """out[n, c] = grad_out[n] (probs[n, c] - (1 if c == labels[n] else 0)).
+
+    That is grad_out[n] times the slope of loss[n] by logits[n, c].
+    """
     rows, classes = logits.shape
     for n in range(rows):
-        for c in range(classes):
-            out[n, c] = probs[n, c]
-        if 0 <= labels[n] < classes:
-            out[n, labels[n]] -= probs.dtype.type(1)
+        scale = grad_out[n]
+        for c in range(0, classes, simd.lanes(probs)):
+            at, width = n * classes + c, classes - c
+            simd.store(out, at, simd.load(probs, at, width) * scale, width)
+        label = labels[n]
+        if 0 <= label < classes:
+            out[n, label] = scale * (probs[n, label] - probs.dtype.type(1))
 
 
 # ============================================================= normalisation
 #
 # x is (rows, channels): statistics are taken over rows, for each channel by itself. A vector
 # holds neighbouring channels. With h[r, c] = (x[r, c] - mean[c]) / sqrt(var[c] + eps), the
-# normalised x, the sums over rows are cut in blocks as those of a reduction.
+# normalised x. Rows are taken in blocks that stay in cache, since a strip of channels uses only
+# a part of each row.
 
 
 @njit
-def batch_norm_variance(x, mean, count, var):
-    """var[c] = sum_r (x[r, c] - mean[c])^2 / count; count is the number of rows of the whole."""
+def _deviation(i, n, x, center):
+    """Return (x[i] - center)^2 for the vector at i."""
+    away = simd.load(x, i, n) - center
+    return away * away
+
+
+@njit
+def batch_norm_moments(x, block, mean, square):
+    """mean[b, c] = mean of x[r, c] over block b of rows;  square[b, c] = sum (x - mean)^2.
+
+    The second pass over a block finds it in cache. Exact where the textbook's E[x^2] - E[x]^2
+    loses all digits, which is when the mean is large beside the deviation.
+    """
     rows, channels = x.shape
-    for c in range(0, channels, simd.lanes(x)):
-        n = channels - c
-        center = simd.load(mean, c, n)
-        total = simd.splat(x.dtype.type(0), x)
-        for block in range(0, rows, BLOCK):
-            acc = simd.splat(x.dtype.type(0), x)
-            for r in range(block, min(block + BLOCK, rows)):
-                away = simd.load(x, r * channels + c, n) - center
-                acc = simd.fma(away, away, acc)
-            total += acc
-        simd.store(var, c, total / count, n)
+    zero = simd.splat(0, x)
+    for b in range(mean.shape[0]):
+        count = min(block, rows - b * block)
+        for c in range(0, channels, simd.lanes(x)):
+            n, at = channels - c, b * block * channels + c
+            center = _chains(_element, at, channels, count, zero, n, x) / count
+            simd.store(mean, b * channels + c, center, n)
+            total = _chains(_deviation, at, channels, count, zero, n, x, center)
+            simd.store(square, b * channels + c, total, n)
+
+
+@njit
+def batch_norm_statistics(block_mean, block_square, block, count, mean, var):
+    """mean[c], var[c] of `count` rows, from those of their blocks (Chan, Golub and LeVeque, 1979):
+
+    away = mean_b - mean;  mean += away n_b / n;  square += square_b + away^2 n_b (n - n_b) / n,
+    where n counts the rows up to and with block b.
+    """
+    blocks, channels = block_mean.shape
+    for c in range(0, channels, simd.lanes(mean)):
+        width = channels - c
+        center, square = simd.splat(0, mean), simd.splat(0, mean)
+        for b in range(blocks):
+            old, new = b * block, min(block, count - b * block)
+            share = mean.dtype.type(new) / mean.dtype.type(old + new)
+            away = simd.load(block_mean, b * channels + c, width) - center
+            center = center + away * share
+            square = square + simd.load(block_square, b * channels + c, width)
+            square = square + away * away * (share * mean.dtype.type(old))
+        simd.store(mean, c, center, width)
+        simd.store(var, c, square / count, width)
+
+
+@njit
+def _rows_in_cache(channels):
+    """Return how many rows to take at a time: about 4096 elements, well inside a core's L1."""
+    return max(4096 // channels, 16)
 
 
 @njit
 def batch_norm_forward(x, weight, bias, mean, var, eps, out):
     """out[r, c] = h[r, c] weight[c] + bias[c]."""
     rows, channels = x.shape
-    for c in range(0, channels, simd.lanes(x)):
-        n = channels - c
-        center, shift = simd.load(mean, c, n), simd.load(bias, c, n)
-        scale = simd.load(weight, c, n) / simd.sqrt(simd.load(var, c, n) + eps)
-        for r in range(rows):
-            at = r * channels + c
-            simd.store(out, at, (simd.load(x, at, n) - center) * scale + shift, n)
-
-
-@njit
-def batch_norm_backward_weight(x, grad_out, mean, var, eps, grad_weight):
-    """grad_weight[c] = sum_r grad_out[r, c] h[r, c]."""
-    rows, channels = x.shape
-    for c in range(0, channels, simd.lanes(x)):
-        n = channels - c
-        center = simd.load(mean, c, n)
-        total = simd.splat(x.dtype.type(0), x)
-        for block in range(0, rows, BLOCK):
-            acc = simd.splat(x.dtype.type(0), x)
-            for r in range(block, min(block + BLOCK, rows)):
+    step = _rows_in_cache(channels)
+    for block in range(0, rows, step):
+        for c in range(0, channels, simd.lanes(x)):
+            n = channels - c
+            center, shift = simd.load(mean, c, n), simd.load(bias, c, n)
+            scale = simd.load(weight, c, n) / simd.sqrt(simd.load(var, c, n) + eps)
+            for r in range(block, min(block + step, rows)):
                 at = r * channels + c
-                acc = simd.fma(simd.load(grad_out, at, n), simd.load(x, at, n) - center, acc)
-            total += acc
-        simd.store(grad_weight, c, total / simd.sqrt(simd.load(var, c, n) + eps), n)
+                away = simd.load(x, at, n) - center
+                simd.store(out, at, simd.fma(away, scale, shift), n)
 
 
 @njit
-def batch_norm_backward_input(
-    x, weight, grad_out, mean, var, grad_bias, grad_weight, count, eps, grad_x
-):
-    """grad_x[r, c] = s[c] (g[r, c] - (grad_bias[c] + h[r, c] grad_weight[c]) / count).
+def batch_norm_backward_sums(x, grad_out, mean, var, eps, sums):
+    """sums[0, c] = sum_r grad_out[r, c];  sums[1, c] = sum_r grad_out[r, c] h[r, c].
+
+    These are the gradients of bias and weight.
+    """
+    rows, channels = x.shape
+    step = _rows_in_cache(channels)
+    sums.fill(0)
+    for block in range(0, rows, step):
+        for c in range(0, channels, simd.lanes(x)):
+            n = channels - c
+            center, rstd = simd.load(mean, c, n), 1 / simd.sqrt(simd.load(var, c, n) + eps)
+            by_bias = by_weight = simd.splat(0, x)
+            for r in range(block, min(block + step, rows)):
+                g = simd.load(grad_out, r * channels + c, n)
+                away = simd.load(x, r * channels + c, n) - center
+                by_bias = by_bias + g
+                by_weight = simd.fma(g, away, by_weight)
+            simd.store(sums, c, simd.load(sums, c, n) + by_bias, n)
+            total = simd.fma(by_weight, rstd, simd.load(sums, channels + c, n))
+            simd.store(sums, channels + c, total, n)
+
+
+@njit
+def batch_norm_backward_input(x, weight, grad_out, mean, var, sums, count, eps, grad_x):
+    """grad_x[r, c] = s[c] (g[r, c] - (sums[0, c] + h[r, c] sums[1, c]) / count).
 
     s = weight / sqrt(var + eps) and g = grad_out; count is the number of rows of the whole.
     """
     rows, channels = x.shape
-    for c in range(0, channels, simd.lanes(x)):
-        n = channels - c
-        center, constant = simd.load(mean, c, n), simd.load(grad_bias, c, n) / count
-        spread = simd.sqrt(simd.load(var, c, n) + eps)
-        scale = simd.load(weight, c, n) / spread
-        slope = simd.load(grad_weight, c, n) / (spread * count)
-        for r in range(rows):
-            at = r * channels + c
-            g, away = simd.load(grad_out, at, n), simd.load(x, at, n) - center
-            simd.store(grad_x, at, scale * (g - constant - away * slope), n)
+    step = _rows_in_cache(channels)
+    for block in range(0, rows, step):
+        for c in range(0, channels, simd.lanes(x)):
+            n = channels - c
+            center, constant = simd.load(mean, c, n), simd.load(sums, c, n) / count
+            spread = simd.sqrt(simd.load(var, c, n) + eps)
+            scale = simd.load(weight, c, n) / spread
+            slope = simd.load(sums, channels + c, n) / (spread * count)
+            for r in range(block, min(block + step, rows)):
+                at = r * channels + c
+                g, away = simd.load(grad_out, at, n), simd.load(x, at, n) - center
+                simd.store(grad_x, at, scale * (g - constant - away * slope), n)
 
 
 @njit

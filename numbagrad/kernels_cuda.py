@@ -1518,18 +1518,19 @@ def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error, str
 
 
 @cuda.jit
-def _softmax_cross_entropy_backward(labels, probs, out):
-    """out[n, c] = d loss[n] / d logits[n, c] = probs[n, c] - (1 if c == labels[n] else 0)."""
+def _softmax_cross_entropy_backward(grad_out, labels, probs, out):
+    """out[n, c] = grad_out[n] (probs[n, c] - (1 if c == labels[n] else 0))."""
     i = cuda.grid(1)
     if i < out.size:
         n, c = divmod(i, out.shape[1])
         hit = out.dtype.type(1) if labels[n] == c else out.dtype.type(0)
-        out[n, c] = probs[n, c] - hit
+        out[n, c] = grad_out[n] * (probs[n, c] - hit)
 
 
-def softmax_cross_entropy_backward(logits, labels, probs, out, stream):
+def softmax_cross_entropy_backward(grad_out, logits, labels, probs, out, stream):
     """Start a thread per element."""
-    _launch_flat(_softmax_cross_entropy_backward, out.size, stream, labels, probs, out)
+    args = grad_out, labels, probs, out
+    _launch_flat(_softmax_cross_entropy_backward, out.size, stream, *args)
 
 
 # ============================================================= normalisation
@@ -1546,28 +1547,67 @@ def _launch_channels(kernel, channels, stream, *args):
 
 
 @cuda.jit
-def _batch_norm_variance(x, mean, count, width, var):
-    """var[c] = sum_r (x[r, c] - mean[c])^2 / count; count is the number of rows of the whole."""
+def _batch_norm_moments(x, block, width, mean, square):
+    """mean[b, c] = mean of x[r, c] over block b of rows;  square[b, c] = sum (x - mean)^2.
+
+    A CUDA block owns `width` channels of one block of rows.
+    """
     partial = cuda.shared.array(BLOCK, x.dtype)
     rows, channels = x.shape
+    strips = -(-channels // width)
+    b, strip = divmod(cuda.blockIdx.x, strips)
     thread, step = cuda.threadIdx.x, BLOCK // width
-    c = cuda.blockIdx.x * width + thread % width
+    c = strip * width + thread % width
+    first, last = b * block, min((b + 1) * block, rows)
     total = x.dtype.type(0)
     if c < channels:
-        for start in range(thread // width, rows, step * CHAIN):
-            chain = x.dtype.type(0)
-            for r in range(start, min(start + step * CHAIN, rows), step):
-                away = x[r, c] - mean[c]
-                chain += away * away
-            total += chain
+        for r in range(first + thread // width, last, step):
+            total += x[r, c]
+    _add_up(partial, total, width)
+    center = partial[thread % width] / x.dtype.type(last - first)
+    cuda.syncthreads()
+    total = x.dtype.type(0)
+    if c < channels:
+        for r in range(first + thread // width, last, step):
+            total += (x[r, c] - center) * (x[r, c] - center)
     total = _add_up(partial, total, width)
     if thread < width and c < channels:
-        var[c] = total / count
+        mean[b, c] = center
+        square[b, c] = total
 
 
-def batch_norm_variance(x, mean, count, var, stream):
-    """Start a block per `width` channels."""
-    _launch_channels(_batch_norm_variance, x.shape[1], stream, x, mean, count, var)
+def batch_norm_moments(x, block, mean, square, stream):
+    """Start a block per block of rows and `width` channels."""
+    blocks, channels = mean.shape
+    width = _width(channels)
+    grid = blocks * -(-channels // width)
+    launch(_batch_norm_moments, grid, BLOCK, stream, x, block, width, mean, square)
+
+
+@cuda.jit
+def _batch_norm_statistics(block_mean, block_square, block, count, mean, var):
+    """mean[c], var[c] of `count` rows, from those of their blocks (Chan, Golub and LeVeque, 1979):
+
+    away = mean_b - mean;  mean += away n_b / n;  square += square_b + away^2 n_b (n - n_b) / n,
+    where n counts the rows up to and with block b.
+    """
+    c = cuda.grid(1)
+    if c < mean.size:
+        center, square = mean.dtype.type(0), mean.dtype.type(0)
+        for b in range(block_mean.shape[0]):
+            old, new = b * block, min(block, count - b * block)
+            share = mean.dtype.type(new) / mean.dtype.type(old + new)
+            away = block_mean[b, c] - center
+            center += away * share
+            square += block_square[b, c] + away * away * share * mean.dtype.type(old)
+        mean[c] = center
+        var[c] = square / mean.dtype.type(count)
+
+
+def batch_norm_statistics(block_mean, block_square, block, count, mean, var, stream):
+    """Start a thread per channel."""
+    args = block_mean, block_square, block, count, mean, var
+    _launch_flat(_batch_norm_statistics, mean.size, stream, *args)
 
 
 @cuda.jit
@@ -1586,35 +1626,38 @@ def batch_norm_forward(x, weight, bias, mean, var, eps, out, stream):
 
 
 @cuda.jit
-def _batch_norm_backward_weight(x, grad_out, mean, var, eps, width, grad_weight):
-    """grad_weight[c] = sum_r grad_out[r, c] h[r, c]."""
+def _batch_norm_backward_sums(x, grad_out, mean, var, eps, width, sums):
+    """sums[0, c] = sum_r grad_out[r, c];  sums[1, c] = sum_r grad_out[r, c] h[r, c]."""
     partial = cuda.shared.array(BLOCK, x.dtype)
     rows, channels = x.shape
     thread, step = cuda.threadIdx.x, BLOCK // width
     c = cuda.blockIdx.x * width + thread % width
-    total = x.dtype.type(0)
+    by_bias, by_weight = x.dtype.type(0), x.dtype.type(0)
     if c < channels:
         for start in range(thread // width, rows, step * CHAIN):
-            chain = x.dtype.type(0)
+            total, product = x.dtype.type(0), x.dtype.type(0)
             for r in range(start, min(start + step * CHAIN, rows), step):
-                chain += grad_out[r, c] * (x[r, c] - mean[c])
-            total += chain
-    total = _add_up(partial, total, width)
+                total += grad_out[r, c]
+                product += grad_out[r, c] * (x[r, c] - mean[c])
+            by_bias += total
+            by_weight += product
+    by_bias = _add_up(partial, by_bias, width)
+    cuda.syncthreads()
+    by_weight = _add_up(partial, by_weight, width)
     if thread < width and c < channels:
-        grad_weight[c] = total / sqrt(var[c] + eps)
+        sums[0, c] = by_bias
+        sums[1, c] = by_weight / sqrt(var[c] + eps)
 
 
-def batch_norm_backward_weight(x, grad_out, mean, var, eps, grad_weight, stream):
+def batch_norm_backward_sums(x, grad_out, mean, var, eps, sums, stream):
     """Start a block per `width` channels."""
-    args = x, grad_out, mean, var, eps, grad_weight
-    _launch_channels(_batch_norm_backward_weight, x.shape[1], stream, *args)
+    args = x, grad_out, mean, var, eps, sums
+    _launch_channels(_batch_norm_backward_sums, x.shape[1], stream, *args)
 
 
 @cuda.jit
-def _batch_norm_backward_input(
-    x, weight, grad_out, mean, var, grad_bias, grad_weight, count, eps, grad_x
-):
-    """grad_x[r, c] = s[c] (g[r, c] - (grad_bias[c] + h[r, c] grad_weight[c]) / count).
+def _batch_norm_backward_input(x, weight, grad_out, mean, var, sums, count, eps, grad_x):
+    """grad_x[r, c] = s[c] (g[r, c] - (sums[0, c] + h[r, c] sums[1, c]) / count).
 
     s = weight / sqrt(var + eps) and g = grad_out; count is the number of rows of the whole.
     """
@@ -1623,15 +1666,13 @@ def _batch_norm_backward_input(
         r, c = divmod(i, grad_x.shape[1])
         spread = sqrt(var[c] + eps)
         h = (x[r, c] - mean[c]) / spread
-        g = grad_out[r, c] - (grad_bias[c] + h * grad_weight[c]) / count
+        g = grad_out[r, c] - (sums[0, c] + h * sums[1, c]) / count
         grad_x[r, c] = weight[c] / spread * g
 
 
-def batch_norm_backward_input(
-    x, weight, grad_out, mean, var, grad_bias, grad_weight, count, eps, grad_x, stream
-):
+def batch_norm_backward_input(x, weight, grad_out, mean, var, sums, count, eps, grad_x, stream):
     """Start a thread per element."""
-    args = x, weight, grad_out, mean, var, grad_bias, grad_weight, count, eps, grad_x
+    args = x, weight, grad_out, mean, var, sums, count, eps, grad_x
     _launch_flat(_batch_norm_backward_input, grad_x.size, stream, *args)
 
 

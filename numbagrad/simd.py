@@ -15,6 +15,9 @@ With ``n``, at most the first ``n`` lanes touch memory: tails are masked, never 
 How many lanes there are follows the processor that Numba compiles for. Integers and booleans
 have one lane, a plain scalar, so a kernel text serves them too.
 
+A branch would take all lanes with it: compare, and choose with ``where``. `bits` opens the floats
+up to integer arithmetic, which is how ``formulas.py`` makes ``exp`` and its like.
+
 **The register tile.** Matrix products and convolutions are one loop: ``acc[i, j] += a[i] * b[j]``.
 Done naively each multiply-add waits for two loads. A tile keeps ``rows`` x ``columns`` vectors of
 ``acc`` in registers: each step loads ``rows`` scalars of ``a`` and ``columns`` vectors of ``b`` and
@@ -39,7 +42,7 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
-from . import jit
+from . import formulas, jit
 
 __numba_extension__ = True  # how a call lowers is part of a kernel's cache key
 
@@ -73,6 +76,14 @@ class Mask(types.Type):
         super().__init__(f"Mask({count})")
 
 
+class Bits(types.Type):
+    """The bits of a vector, as one signed integer of the same width a lane."""
+
+    def __init__(self, vector: Vector):
+        self.vector, self.count = vector, vector.count
+        super().__init__(f"Bits({vector.dtype} x {vector.count})")
+
+
 class Tile(types.Type):
     """``rows`` x ``columns`` vectors that stay in registers."""
 
@@ -90,6 +101,13 @@ def _llvm_vector(vector: Vector) -> ir.VectorType:
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
         super().__init__(manager, kind, _llvm_vector(kind))
+
+
+@register_model(Bits)
+class _BitsModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        integer = ir.IntType(kind.vector.dtype.bitwidth)
+        super().__init__(manager, kind, ir.VectorType(integer, kind.count))
 
 
 @register_model(Mask)
@@ -129,11 +147,11 @@ def lanes(x: np.ndarray) -> int:
     return VECTOR_BYTES // x.itemsize if x.dtype.kind == "f" else 1
 
 
-def load(x: np.ndarray, i: int, n: int | None = None):
-    """Return the elements ``x[i], x[i + 1], ...``; lanes from ``n`` on are 0."""
+def load(x: np.ndarray, i: int, n: int | None = None, rest: float = 0):
+    """Return the elements ``x[i], x[i + 1], ...``; lanes from ``n`` on are ``rest``."""
     if lanes(x) == 1:
         return x.reshape(-1)[i]
-    row = np.zeros(lanes(x), x.dtype)
+    row = np.full(lanes(x), rest, x.dtype)
     n = len(row) if n is None else max(0, min(n, len(row)))
     row[:n] = x.reshape(-1)[i : i + n]
     return row
@@ -149,7 +167,10 @@ def load_mask(x: np.ndarray, i: int, n: int, like: np.ndarray):
 
 
 def store(x: np.ndarray, i: int, value, n: int | None = None) -> None:
-    """Write a vector (or a mask, into booleans) to ``x[i], x[i + 1], ...``, ``n`` lanes of it."""
+    """Write ``n`` lanes of a vector to ``x[i], x[i + 1], ...``.
+
+    A mask goes into booleans, an integer vector into int64.
+    """
     if np.ndim(value) == 0:
         x.reshape(-1)[i] = value
         return
@@ -161,6 +182,13 @@ def splat(value, x: np.ndarray):
     """Return a vector of ``x``'s dtype with ``value`` in every lane."""
     value = x.dtype.type(value)
     return value if lanes(x) == 1 else np.full(lanes(x), value)
+
+
+def integers(x: np.ndarray, first: int, step: int):
+    """Return ``first, first + step, ...`` as an integer vector of as many lanes as ``x``'s."""
+    if lanes(x) == 1:
+        return np.int64(first)
+    return first + step * np.arange(lanes(x), dtype=f"i{x.itemsize}")
 
 
 def fma(a, b, c):
@@ -189,25 +217,73 @@ def sqrt(a):
     return np.sqrt(a)
 
 
+def floor(a):
+    """Return the largest whole number not above each lane."""
+    return np.floor(a)
+
+
+def round(a):
+    """Return the whole number nearest to each lane; the even one of two."""
+    return np.rint(a)
+
+
+def copysign(a, b):
+    """Return the size of ``a`` with the sign of ``b``, lane by lane."""
+    return np.copysign(a, b)
+
+
+def bits(a):
+    """Return the bits of each lane as a signed integer of the same width.
+
+    Integer vectors know ``+ - & | << >>`` (with numbers, or with each other), `where`, `to_float`
+    and the reductions: enough to take a float apart, to make one, and to count.
+    """
+    return a.view(f"i{a.itemsize}")
+
+
+def from_bits(k):
+    """Return the floats whose bits are ``k``."""
+    return k.view(f"f{k.itemsize}")
+
+
+def to_float(k):
+    """Return the integers of ``k`` as floats of the same width."""
+    return k.astype(f"f{k.itemsize}")
+
+
 def exp(a):
-    """Return e to each lane."""
-    return np.exp(a)
+    """Return e to each lane; this and the next three are our own for vectors of float32.
+
+    See ``formulas.py`` for their polynomials and errors. Scalars and float64 go to the C library.
+    """
+    return _apply(_float32.exp_float32, np.exp, a)
 
 
 def log(a):
     """Return the natural logarithm of each lane."""
-    return np.log(a)
+    return _apply(_float32.log_float32, np.log, a)
 
 
 def tanh(a):
     """Return the hyperbolic tangent of each lane."""
-    return np.tanh(a)
+    return _apply(_float32.tanh_float32, np.tanh, a)
 
 
 def erf(a):
     """Return the error function of each lane."""
+    return _apply(_float32.erf_float32, _erf, a)
+
+
+def _erf(a):
     values = [math.erf(value) for value in np.ravel(a)]
     return np.asarray(values, np.asarray(a).dtype).reshape(np.shape(a))[()]
+
+
+def _apply(polynomial: Callable, function: Callable, a):
+    if np.ndim(a) == 0 or a.dtype != np.float32:
+        return function(a)
+    with np.errstate(all="ignore"):  # all branches are computed, for all lanes
+        return polynomial(a)
 
 
 def power(a, b):
@@ -318,6 +394,9 @@ def tile_transpose(acc):
     return acc.T.copy()
 
 
+_float32 = formulas.bind(globals(), jit.njit, formulas.FLOAT32_FUNCTIONS)
+
+
 # ------------------------------------------------------- how a call is lowered
 
 
@@ -393,12 +472,15 @@ def _call(builder, name: str, result: ir.Type, args: list[ir.Value]) -> ir.Value
 
 def _suffix(vector: ir.VectorType) -> str:
     """Return the ending of an intrinsic's name for a vector type, such as ``v16f32``."""
-    bits = {"float": "f32", "double": "f64", "i8": "i8"}[str(vector.element)]
-    return f"v{vector.count}{bits}"
+    element = {"float": "f32", "double": "f64"}.get(str(vector.element), str(vector.element))
+    return f"v{vector.count}{element}"
 
 
-def _masked_load(builder, pointer, mask, vector: ir.VectorType, align: int) -> ir.Value:
-    args = [pointer, ir.Constant(_I32, align), mask, ir.Constant(vector, None)]
+def _masked_load(
+    builder, pointer, mask, vector: ir.VectorType, align: int, rest: ir.Value | None = None
+) -> ir.Value:
+    rest = ir.Constant(vector, None) if rest is None else rest
+    args = [pointer, ir.Constant(_I32, align), mask, rest]
     return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", vector, args)
 
 
@@ -430,7 +512,7 @@ def _element(dtype: types.Type) -> types.Type:
 
 
 @_typed(load)
-def _(x, i, n=types.intp):
+def _(x, i, n=types.intp, rest=types.intp):
     return _element(x.dtype) if _is_array(x) else None
 
 
@@ -445,8 +527,12 @@ def _(context, builder, sig, args):
         pointer = _vector_pointer(builder, pointer, vector.element, vector.count)
         return builder.load(pointer, align=align)
     n = context.cast(builder, args[2], sig.args[2], types.intp)
+    rest = None
+    if len(args) == 4:
+        rest = _as_vector(context, builder, args[3], sig.args[3], result)
     pointer = _vector_pointer(builder, pointer, vector.element, vector.count)
-    return _masked_load(builder, pointer, _first_lanes(builder, n, vector.count), vector, align)
+    mask = _first_lanes(builder, n, vector.count)
+    return _masked_load(builder, pointer, mask, vector, align, rest)
 
 
 @_typed(load_mask)
@@ -472,19 +558,28 @@ def _(context, builder, sig, args):
 
 @_typed(store)
 def _(x, i, value, n=types.intp):
-    return types.none if _is_array(x) else None
+    fits = not isinstance(value, Bits) or (_is_array(x) and x.dtype == types.int64)
+    return types.none if _is_array(x) and fits else None
+
+
+def _widened(builder, value: ir.Value, count: int) -> ir.Value:
+    """Return an integer vector with 64 bits a lane."""
+    wide = ir.VectorType(_I64, count)
+    return value if value.type == wide else builder.sext(value, wide)
 
 
 @_coded(store)
 def _(context, builder, sig, args):
     pointer = _address(context, builder, sig.args[0], args[0], args[1], sig.args[1])
     value, kind = args[2], sig.args[2]
-    if not isinstance(kind, (Vector, Mask)):
+    if not isinstance(kind, (Vector, Mask, Bits)):
         dtype = sig.args[0].dtype
         context.pack_value(builder, dtype, context.cast(builder, value, kind, dtype), pointer)
         return context.get_dummy_value()
     if isinstance(kind, Mask):
         value, align = builder.zext(value, ir.VectorType(ir.IntType(8), kind.count)), 1
+    elif isinstance(kind, Bits):
+        value, align = _widened(builder, value, kind.count), 8
     else:
         align = kind.dtype.bitwidth // 8
     pointer = _vector_pointer(builder, pointer, value.type.element, kind.count)
@@ -506,6 +601,30 @@ def _(context, builder, sig, args):
     if isinstance(sig.return_type, Vector):
         return _as_vector(context, builder, args[0], sig.args[0], sig.return_type)
     return context.cast(builder, args[0], sig.args[0], sig.return_type)
+
+
+@_typed(integers)
+def _(x, first, step):
+    if not _is_array(x) or not all(isinstance(k, types.Integer) for k in (first, step)):
+        return None
+    element = _element(x.dtype)
+    return Bits(element) if isinstance(element, Vector) else types.int64
+
+
+@_coded(integers)
+def _(context, builder, sig, args):
+    kind = sig.return_type
+    if not isinstance(kind, Bits):
+        return context.cast(builder, args[1], sig.args[1], kind)
+    first, step = (_splat_bits(context, builder, args[k], sig.args[k], kind) for k in (1, 2))
+    count = ir.Constant(first.type, list(range(kind.count)))
+    return builder.add(first, builder.mul(step, count))
+
+
+def _splat_bits(context, builder, value, source: types.Type, kind: Bits) -> ir.Value:
+    width = kind.vector.dtype.bitwidth
+    lane_type = types.Integer.from_bitwidth(width, signed=True)
+    return _splat(builder, context.cast(builder, value, source, lane_type), kind.count)
 
 
 # Arithmetic and comparison. One operand may be a scalar: it is cast to the vector's dtype, so
@@ -597,6 +716,62 @@ def _(context, builder, sig, args):
     return builder.not_(args[0])
 
 
+# Bits: reinterpreted, converted, and a little arithmetic; one operand may be a scalar integer.
+
+
+@_typed(bits)
+def _(a):
+    return Bits(a) if isinstance(a, Vector) else None
+
+
+@_coded(bits)
+def _(context, builder, sig, args):
+    return builder.bitcast(args[0], context.get_value_type(sig.return_type))
+
+
+@_typed(from_bits)
+def _(k):
+    return k.vector if isinstance(k, Bits) else None
+
+
+@_coded(from_bits)
+def _(context, builder, sig, args):
+    return builder.bitcast(args[0], context.get_value_type(sig.return_type))
+
+
+@_typed(to_float)
+def _(k):
+    return k.vector if isinstance(k, Bits) else None
+
+
+@_coded(to_float)
+def _(context, builder, sig, args):
+    return builder.sitofp(args[0], context.get_value_type(sig.return_type))
+
+
+def _bits_operator(function: Callable, instruction: str) -> None:
+    @_typed(function)
+    def _(a, b):
+        return a if isinstance(a, Bits) and (a == b or isinstance(b, types.Integer)) else None
+
+    def code(context, builder, sig, args):
+        (a, b), kind = args, sig.return_type
+        if isinstance(sig.args[1], types.Integer):
+            b = _splat_bits(context, builder, b, sig.args[1], kind)
+        return getattr(builder, instruction)(a, b)
+
+    for pattern in [(Bits, Bits), (Bits, types.Integer)]:
+        _coded(function, *pattern)(code)
+
+
+_bits_operator(operator.add, "add")
+_bits_operator(operator.sub, "sub")
+_bits_operator(operator.and_, "and_")
+_bits_operator(operator.or_, "or_")
+_bits_operator(operator.lshift, "shl")
+_bits_operator(operator.rshift, "ashr")
+
+
 # Functions of vectors that are one LLVM intrinsic; scalars go through the same one.
 
 
@@ -650,9 +825,9 @@ def _intrinsic(function: Callable, name: str, count: int) -> None:
 
 _intrinsic(fma, "fmuladd", 3)  # one instruction where there is one, else multiply and add
 _intrinsic(sqrt, "sqrt", 1)
-_intrinsic(exp, "exp", 1)
-_intrinsic(log, "log", 1)
-_intrinsic(tanh, "tanh", 1)
+_intrinsic(floor, "floor", 1)
+_intrinsic(round, "nearbyint", 1)
+_intrinsic(copysign, "copysign", 2)
 
 
 def _extremum(function: Callable, name: str, symbol: str) -> None:
@@ -676,8 +851,13 @@ _extremum(maximum, "maximum", ">")
 _extremum(minimum, "minimum", "<")
 
 
-def _lanewise(function: Callable, name: str, count: int) -> None:
-    """Lower a function to one call of the C library's ``name`` for each lane."""
+def _lanewise(
+    function: Callable, name: str, count: int, polynomial: Callable | None = None
+) -> None:
+    """Lower a function to one call of the C library's ``name`` for each lane.
+
+    A polynomial takes the place of that for vectors of float32.
+    """
     _typed(function)(_of_floats(count))
 
     @_coded(function)
@@ -689,6 +869,9 @@ def _lanewise(function: Callable, name: str, count: int) -> None:
         symbol = name + ("f" if dtype.bitwidth == 32 else "")
         if not isinstance(result, Vector):
             return _call(builder, symbol, scalar, values)
+        if polynomial is not None and dtype.bitwidth == 32:
+            source = jit.function_of(polynomial)
+            return context.compile_internal(builder, source, sig, args)
         out = ir.Constant(values[0].type, ir.Undefined)
         for lane in range(result.count):
             index = ir.Constant(_I32, lane)
@@ -697,8 +880,11 @@ def _lanewise(function: Callable, name: str, count: int) -> None:
         return out
 
 
-_lanewise(erf, "erf", 1)
 _lanewise(power, "pow", 2)
+_lanewise(exp, "exp", 1, _float32.exp_float32)
+_lanewise(log, "log", 1, _float32.log_float32)
+_lanewise(tanh, "tanh", 1, _float32.tanh_float32)
+_lanewise(erf, "erf", 1, _float32.erf_float32)
 
 
 @_typed(abs)
@@ -713,8 +899,8 @@ def _(context, builder, sig, args):
 
 @_typed(where)
 def _(condition, a, b):
-    result = _scalar_or_vector(a, b)
-    if isinstance(result, Vector):
+    result = a if isinstance(a, Bits) and a == b else _scalar_or_vector(a, b)
+    if isinstance(result, (Vector, Bits)):
         fits = isinstance(condition, Mask) and condition.count == result.count
     else:
         fits = isinstance(condition, types.Boolean)
@@ -723,8 +909,10 @@ def _(condition, a, b):
 
 @_coded(where)
 def _(context, builder, sig, args):
-    result = sig.return_type
-    a, b = (_as_type(context, builder, args[k], sig.args[k], result) for k in (1, 2))
+    result, (a, b) = sig.return_type, args[1:]
+    if not isinstance(result, Bits):
+        a = _as_type(context, builder, a, sig.args[1], result)
+        b = _as_type(context, builder, b, sig.args[2], result)
     return builder.select(args[0], a, b)
 
 
@@ -733,11 +921,13 @@ def _reduction(function: Callable, combine: Callable) -> None:
 
     @_typed(function)
     def _(a):
+        if isinstance(a, Bits):
+            return types.Integer.from_bitwidth(a.vector.dtype.bitwidth, signed=True)
         return a.dtype if isinstance(a, Vector) else a if isinstance(a, types.Number) else None
 
     @_coded(function)
     def _(context, builder, sig, args):
-        is_vector = isinstance(sig.args[0], Vector)
+        is_vector = isinstance(sig.args[0], (Vector, Bits))
         return _folded(builder, args[0], combine) if is_vector else args[0]
 
 
@@ -757,16 +947,25 @@ def _folded(builder: ir.IRBuilder, value: ir.Value, combine: Callable) -> ir.Val
     return builder.extract_element(value, ir.Constant(_I32, 0))
 
 
-def _fold(name: str) -> Callable:
+def _are_integers(value: ir.Value) -> bool:
+    return isinstance(value.type.element, ir.IntType)
+
+
+def _added(builder, low, high):
+    return (builder.add if _are_integers(low) else builder.fadd)(low, high)
+
+
+def _fold(of_floats: str, of_integers: str) -> Callable:
     def combine(builder, low, high):
+        name = of_integers if _are_integers(low) else of_floats
         return _call(builder, f"llvm.{name}.{_suffix(low.type)}", low.type, [low, high])
 
     return combine
 
 
-_reduction(reduce_sum, lambda builder, low, high: builder.fadd(low, high))
-_reduction(reduce_max, _fold("maximum"))
-_reduction(reduce_min, _fold("minimum"))
+_reduction(reduce_sum, _added)
+_reduction(reduce_max, _fold("maximum", "smax"))
+_reduction(reduce_min, _fold("minimum", "smin"))
 
 
 # The tile: an LLVM array of vectors, which its optimiser keeps in registers.
@@ -975,7 +1174,7 @@ def _(context, builder, sig, args):
     i, count = _integers(context, builder, sig, args, 3, 4)
     for row in range(sig.args[0].rows):
         value = builder.extract_value(args[0], row)
-        total = _folded(builder, value, lambda builder, low, high: builder.fadd(low, high))
+        total = _folded(builder, value, _added)
         with builder.if_then(builder.icmp_signed("<", ir.Constant(_I64, row), count)):
             at = builder.add(i, builder.extract_value(args[2], row))
             pointer = _address(context, builder, sig.args[1], args[1], at, types.intp)

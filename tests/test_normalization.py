@@ -31,6 +31,15 @@ def test_a_mean_far_from_zero_costs_no_digits():
     np.testing.assert_allclose(running[1].numpy(), x.astype(np.float64).var(0, ddof=1), rtol=1e-4)
 
 
+def test_blocks_of_rows_with_unlike_means():
+    ramp = np.linspace(-300, 700, 1000)[:, None] + np.zeros(19)
+    x = (ramp + np.random.default_rng(0).normal(size=ramp.shape)).astype(np.float32)
+    running = buffer(np.zeros(19)), buffer(np.ones(19))
+    normalised(ng.asarray(x), *running, momentum=1.0)
+    np.testing.assert_allclose(running[0].numpy(), x.astype(np.float64).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(running[1].numpy(), x.astype(np.float64).var(0, ddof=1), rtol=1e-5)
+
+
 def test_running_statistics_stay_in_evaluation():
     running = buffer([3.0]), buffer([4.0])
     out = normalised(ng.asarray([[5.0]]), *running, training=False, eps=0.0)

@@ -122,6 +122,18 @@ def chosen(a, b):
     return simd.where((a < b) & ~(a == 0) | (b >= 2.0), a, 1.0)
 
 
+def swapped_bits(a, b):
+    return simd.from_bits(simd.bits(a) + simd.bits(b) - simd.bits(a))
+
+
+def even_bits(a, b):
+    return simd.from_bits(simd.bits(a) >> 1 << 1)
+
+
+def last_bits(a, b):
+    return simd.to_float((simd.bits(a) & 255 | simd.bits(b) & 127) - 64 | 256)
+
+
 FUNCTIONS = [
     (lambda a, b: a + b, np.add, 0),
     (lambda a, b: a - b, np.subtract, 0),
@@ -138,6 +150,12 @@ FUNCTIONS = [
     (lambda a, b: simd.tanh(a), lambda a, b: np.tanh(a), 2),
     (lambda a, b: simd.erf(a), lambda a, b: np.vectorize(math.erf, otypes=[a.dtype])(a), 2),
     (lambda a, b: simd.power(abs(a), b), lambda a, b: np.power(abs(a), b), 2),
+    (lambda a, b: simd.floor(4 * a), lambda a, b: np.floor(4 * a), 0),
+    (lambda a, b: simd.round(4 * a), lambda a, b: np.rint(4 * a), 0),
+    (lambda a, b: simd.copysign(a, b), np.copysign, 0),
+    (swapped_bits, lambda a, b: b, 0),
+    (even_bits, even_bits, 0),
+    (last_bits, last_bits, 0),
     (chosen, lambda a, b: np.where(((a < b) & (a != 0)) | (b >= 2), a, 1), 0),
     (lambda a, b: simd.maximum(a, b), np.maximum, 0),
     (lambda a, b: simd.minimum(a, b), np.minimum, 0),
@@ -211,6 +229,37 @@ def test_reductions_over_lanes(dtype):
     assert (largest, smallest) == (x.max(), x.min())
     x[1] = np.nan
     assert np.isnan(kernel(x)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lanes_past_the_tail_hold_the_rest(dtype):
+    @njit
+    def kernel(x, n, out):
+        simd.store(out, 0, simd.load(x, 0, n, -np.inf))
+
+    width = lanes(dtype)
+    x, out = np.ones(width, dtype), np.empty(width, dtype)
+    for n in (0, 1, width - 1, width, width + 5):
+        kernel(x, n, out)
+        np.testing.assert_array_equal(out, np.where(np.arange(width) < n, 1, -np.inf))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_integer_vectors(dtype):
+    @njit
+    def kernel(x, n, out):
+        chosen = simd.where(simd.load(x, 0) > 0, simd.integers(x, 5, 2), simd.integers(x, -1, 0))
+        simd.store(out, 0, chosen, n)
+        return simd.reduce_sum(chosen), simd.reduce_max(chosen), simd.reduce_min(chosen)
+
+    width = lanes(dtype)
+    x = rng.normal(size=width).astype(dtype)
+    expected = np.where(x > 0, 5 + 2 * np.arange(width), -1)
+    for n in (0, 1, width):
+        whole, out = between_canaries(n, np.int64)
+        assert kernel(x, n, out) == (expected.sum(), expected.max(), expected.min())
+        np.testing.assert_array_equal(out, expected[:n])
+        assert canaries_live(whole)
 
 
 # -------------------------------------------------------------------- the tile

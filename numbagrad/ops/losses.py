@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, size_of
+from ..array import Array, asarray, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
-from .elementwise import exp, require_arrays, require_float
+from .elementwise import broadcast_to, exp, require_arrays, require_float
 from .reduction import mean, sum
 from .shaping import one_axis, reshape
 
@@ -152,8 +152,7 @@ def _cross_entropy_split(call: Call) -> list[Split]:
 
 
 def _cross_entropy_vjp(grad_out, logits, labels, probs):
-    slope = apply(_CROSS_ENTROPY_BACKWARD, logits, labels, probs)
-    return reshape(grad_out, (*grad_out.shape, 1)) * slope, None
+    return apply(_CROSS_ENTROPY_BACKWARD, grad_out, logits, labels, probs), None
 
 
 def _check_label(position, inputs, call):
@@ -180,27 +179,35 @@ _CROSS_ENTROPY = register(
 )
 
 
-def _slope_views(call: Call) -> Views:
-    rows, classes = _rows(call)
-    return Views(((rows, classes), (rows,), (rows, classes)), ((rows, classes),))
+def _backward_views(call: Call) -> Views:
+    rows, classes = call.inputs[0].size, call.outputs[0].shape[-1]
+    return Views(((rows,), (rows, classes), (rows,), (rows, classes)), ((rows, classes),))
 
 
-def _slope_vjp(grad_out, logits):
-    # The slope is softmax(logits) less a constant. `probs` holds that softmax for the kernel, but
-    # not how it came from the logits; so it is computed again.
-    probs = softmax(logits)
-    return _softmax_vjp(grad_out, probs, -1), None, None
+def _backward_vjp(grad_out, grad_loss, logits, labels, probs, needs):
+    by_loss = by_logits = None
+    if needs[0]:
+        one = asarray(1.0, dtype=logits.dtype, device=logits.device)
+        ones = broadcast_to(one, labels.shape)
+        slope = apply(_CROSS_ENTROPY_BACKWARD, ones, logits, labels, probs)
+        by_loss = sum(grad_out * slope, -1)
+    if needs[1]:
+        # The slope is softmax(logits) less what the labels say. `probs` holds that softmax for
+        # the kernel, but not how it came from the logits; so it is computed again.
+        scale = reshape(grad_loss, (*labels.shape, 1))
+        by_logits = scale * _softmax_vjp(grad_out, softmax(logits), -1)
+    return by_loss, by_logits, None, None
 
 
-#: The slope of the loss by the logits; `probs` is their softmax.
+#: grad_loss times the slope of the loss by the logits; `probs` is their softmax.
 _CROSS_ENTROPY_BACKWARD = register(
     Op(
         "softmax_cross_entropy_backward",
-        lambda logits, labels, probs: (logits.shape, logits.dtype),
+        lambda grad_loss, logits, labels, probs: (logits.shape, logits.dtype),
         "softmax_cross_entropy_backward",
-        _slope_vjp,
-        arrange=_slope_views,
-        split=lambda call: [Split(_rows(call)[0], (1, 1, 1), (1,))],
+        _backward_vjp,
+        arrange=_backward_views,
+        split=lambda call: [Split(call.inputs[0].size, (1, 1, 1, 1), (1,))],
     )
 )
 

@@ -1,8 +1,9 @@
 """Batch normalisation.
 
-Statistics are taken over all axes but the last, the channels. Two passes, first the mean and then
-the squared distances from it: the textbook's ``E[x^2] - E[x]^2`` loses all digits of float32 when
-the mean is large beside the deviation.
+Statistics are taken over all axes but the last, the channels, in one pass over memory: for each
+block of rows the mean and the squared distances from it, which are then put together. (The
+textbook's ``E[x^2] - E[x]^2`` loses all digits of float32 when the mean is large beside the
+deviation.)
 """
 
 from __future__ import annotations
@@ -40,20 +41,56 @@ def _views(*names: str) -> Any:
     return arrange
 
 
-def _split_rows(call: Call) -> list[Split]:
-    """Cut tables along rows; what belongs to a channel stays whole, or is a partial sum."""
-    inputs = tuple(int(spec.ndim > 1) for spec in call.inputs)
-    outputs = tuple(1 if spec.ndim > 1 else "sum" for spec in call.outputs)
-    return [Split(size_of(call.inputs[0].shape[:-1]), inputs, outputs)]
+def _split_rows(inputs: tuple[int, ...], outputs: tuple[int | str, ...]) -> Any:
+    """Return the rule that cuts tables along rows: which are cut, and what partial outputs do."""
+
+    def split(call: Call) -> list[Split]:
+        return [Split(size_of(call.inputs[0].shape[:-1]), inputs, outputs)]
+
+    return split
 
 
-_VARIANCE = register(
+# -------------------------------------------------------------------- statistics
+
+BLOCK = 128  # rows: with 128 channels, 64 KB, which stay in cache for a second pass
+
+
+def _moments_infer(x):
+    blocks = -(-size_of(x.shape[:-1]) // BLOCK)
+    return ((blocks, x.shape[-1]), x.dtype), ((blocks, x.shape[-1]), x.dtype)
+
+
+def _moments_views(call: Call) -> Views:
+    blocks = call.outputs[0].shape
+    return Views((_table(call.inputs[0]),), (blocks, blocks), (BLOCK,))
+
+
+_MOMENTS = register(
     Op(
-        "batch_norm_variance",
-        lambda x, mean: (mean.shape, x.dtype),
-        "batch_norm_variance",
-        arrange=_views("count"),
-        split=_split_rows,
+        "batch_norm_moments",
+        _moments_infer,
+        "batch_norm_moments",
+        outputs=("mean", "square"),
+        arrange=_moments_views,
+        split=lambda call: [Split(call.outputs[0].shape[0], (BLOCK,), (1, 1))],
+    )
+)
+
+#: Never split: it reads a hundredth of what `_MOMENTS` does.
+_STATISTICS = register(
+    Op(
+        "batch_norm_statistics",
+        lambda block_mean, block_square, *, count: (
+            (block_mean.shape[1:], block_mean.dtype),
+            (block_mean.shape[1:], block_mean.dtype),
+        ),
+        "batch_norm_statistics",
+        outputs=("mean", "var"),
+        arrange=lambda call: Views(
+            tuple(spec.shape for spec in call.inputs),
+            tuple(spec.shape for spec in call.outputs),
+            (BLOCK, call.count),
+        ),
     )
 )
 
@@ -72,13 +109,11 @@ def _vjp(grad_out, x, weight, mean, var, eps, training, needs):
         rstd = 1.0 / sqrt(var + eps)
         grad_weight = sum(grad_out * (x - mean) * rstd, rows) if needs[1] else None
         return grad_out * (weight * rstd), grad_weight, sum(grad_out, rows), None, None
-    grad_bias = sum(grad_out, rows)
-    grad_weight = apply(_BACKWARD_WEIGHT, x, grad_out, mean, var, eps=eps)
+    sums = apply(_BACKWARD_SUMS, x, grad_out, mean, var, eps=eps)
     grad_x = None
     if needs[0]:
-        saved = mean, var, grad_bias, grad_weight
-        grad_x = apply(_BACKWARD_INPUT, x, weight, grad_out, *saved, eps=eps)
-    return grad_x, grad_weight, grad_bias, None, None
+        grad_x = apply(_BACKWARD_INPUT, x, weight, grad_out, mean, var, sums, eps=eps)
+    return grad_x, sums[1], sums[0], None, None
 
 
 _BATCH_NORM = register(
@@ -88,17 +123,17 @@ _BATCH_NORM = register(
         "batch_norm_forward",
         _vjp,
         arrange=_views("eps"),
-        split=_split_rows,
+        split=_split_rows((1, 0, 0, 0, 0), (1,)),
     )
 )
 
 
-# The gradient ops are functions of x, weight and grad_out. Their other inputs, mean to
-# grad_weight, are functions of these, computed before and handed to the kernel; so a gradient of
+# The gradient ops are functions of x, weight and grad_out. Their other inputs, mean, var and
+# sums, are functions of these, computed before and handed to the kernel; so a gradient of
 # the gradient starts from x again. With m the mean over rows, s = 1 / sqrt(var + eps) and
 # h = (x - mean) s, the slope of h is a symmetric linear map:
 #
-#     P(v) = s (v - m(v) - h m(h v)),   grad_weight = sum_r h g,   grad_x = weight P(g)
+#     P(v) = s (v - m(v) - h m(h v)),   sums = sum_r g, sum_r h g,   grad_x = weight P(g)
 
 
 def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
@@ -115,19 +150,21 @@ def _slope(v: Array, h: Array, rstd: Array) -> Array:
     return rstd * (v - mean(v, rows) - h * mean(h * v, rows))
 
 
-def _backward_weight_vjp(grad_out, x, grad_y, eps):
+def _backward_sums_vjp(grad_out, x, grad_y, eps):
+    by_bias, by_weight = grad_out[0], grad_out[1]
     h, rstd = _normalised(x, eps)
-    return grad_out * _slope(grad_y, h, rstd), grad_out * h, None, None
+    return by_weight * _slope(grad_y, h, rstd), by_bias + by_weight * h, None, None
 
 
-_BACKWARD_WEIGHT = register(
+_BACKWARD_SUMS = register(
     Op(
-        "batch_norm_backward_weight",
-        lambda x, grad_y, mean, var, *, eps: (mean.shape, x.dtype),
-        "batch_norm_backward_weight",
-        _backward_weight_vjp,
+        "batch_norm_backward_sums",
+        lambda x, grad_y, mean, var, *, eps: ((2, *mean.shape), x.dtype),
+        "batch_norm_backward_sums",
+        _backward_sums_vjp,
+        outputs=("sums",),
         arrange=_views("eps"),
-        split=_split_rows,
+        split=_split_rows((1, 1, 0, 0), ("sum",)),
     )
 )
 
@@ -142,17 +179,17 @@ def _backward_input_vjp(grad_out, x, weight, grad_y, eps):
     both = grad_out * mean(h * grad_y, rows) + grad_y * mean(h * grad_out, rows)
     grad_x = -weight * rstd * (h * mean(grad_out * slope, rows) + _slope(both, h, rstd))
     grad_weight = sum(grad_out * slope, rows)
-    return grad_x, grad_weight, weight * _slope(grad_out, h, rstd), None, None, None, None
+    return grad_x, grad_weight, weight * _slope(grad_out, h, rstd), None, None, None
 
 
 _BACKWARD_INPUT = register(
     Op(
         "batch_norm_backward_input",
-        lambda x, weight, grad_y, mean, var, grad_bias, grad_weight, *, eps: (x.shape, x.dtype),
+        lambda x, weight, grad_y, mean, var, sums, *, eps: (x.shape, x.dtype),
         "batch_norm_backward_input",
         _backward_input_vjp,
         arrange=_views("count", "eps"),
-        split=_split_rows,
+        split=_split_rows((1, 0, 1, 0, 0, 0), (1,)),
     )
 )
 
@@ -236,10 +273,9 @@ def batch_norm(
     if not training:
         arrays = x, weight, bias, running_mean, running_var
         return apply(_BATCH_NORM, *arrays, eps=eps, training=False)
-    with no_grad():  # the gradient of `_BATCH_NORM` covers the statistics
-        batch_mean = mean(x, tuple(range(x.ndim - 1)))
-        batch_var = apply(_VARIANCE, x, batch_mean)
     count = size_of(x.shape[:-1])
+    with no_grad():  # the gradient of `_BATCH_NORM` covers the statistics
+        batch_mean, batch_var = apply(_STATISTICS, *apply(_MOMENTS, x), count=count)
     apply_into(
         (running_mean, running_var),
         _UPDATE,
