@@ -54,15 +54,11 @@ class Node:
         self.saved = self._save(inputs, outputs)
 
     def _save(self, inputs, outputs) -> dict[str, Any]:
-        names, saved = self.op.input_names, {}
-        for name in self.op.vjp_needs:
-            if name in names:
-                saved[name] = _Saved(inputs[names.index(name)])
-            elif name in self.op.outputs:
-                # Without its node: an output that the node holds and that holds the node would
-                # be a cycle, and its memory would wait for the garbage collector.
-                position = self.op.outputs.index(name)
-                saved[name] = _Saved(outputs[position], is_output=position == 0)
+        saved = {name: _Saved(inputs[position]) for name, position in self.op.vjp_inputs}
+        for name, position in self.op.vjp_outputs:
+            # Without its node: an output that the node holds and that holds the node would
+            # be a cycle, and its memory would wait for the garbage collector.
+            saved[name] = _Saved(outputs[position], is_output=position == 0)
         return saved
 
     def gradients(self, grad_out: Array) -> tuple[Array | None, ...]:
@@ -118,7 +114,7 @@ class _Saved:
             return self.array
         if self.array is not None and self.array._data is self.data:
             return self.array  # the leaf itself, so that it gets the gradient's gradient
-        array = Array(self.data, *self.spec)
+        array = Array(self.data, self.spec)
         array._node = node if self.is_output else self.node
         array.requires_grad = self.requires_grad or self.is_output
         return array
@@ -214,7 +210,7 @@ def backward(
 
 def _own(gradient: Array) -> Array:
     """Return the same value as an object of its own: two leaves may be given one gradient."""
-    own = Array(gradient._data, *gradient.spec)
+    own = Array(gradient._data, gradient.spec)
     own.requires_grad, own._node = gradient.requires_grad, gradient._node
     return own
 
@@ -366,7 +362,7 @@ def vjp(f: Callable[..., Array], *primals: Array) -> tuple[Array, Callable[[Arra
 
     visible = out
     if not create_graph and out.requires_grad:
-        visible = Array(out._data, *out.spec)
+        visible = Array(out._data, out.spec)
     return visible, pullback
 
 

@@ -355,6 +355,17 @@ def njit(function: Callable | None = None, *, parallel: bool = False) -> Callabl
 RETURNS = "kernel {} must write into its outputs and return nothing; it returns {}"
 
 
+def entry_point(kernel: Callable, arguments: Sequence[object]) -> Callable:
+    """Return what runs a kernel on arguments of just these types.
+
+    Numba's dispatcher looks at the type of each argument at each call. This does not: it must
+    never be given others. A function that `njit` did not make is returned as it is.
+    """
+    if not isinstance(kernel, Kernel):
+        return kernel
+    return kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
+
+
 def address_of(kernel: Callable, arguments: Sequence[object]) -> int | Callable:
     """Return where a kernel's machine code for arguments of these types is: see `call_kernel`.
 
