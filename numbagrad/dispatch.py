@@ -177,10 +177,15 @@ class Op:
 
     @cached_property
     def vjp_outputs(self) -> tuple[tuple[str, int], ...]:
-        """The same for outputs; a name that an input has too means the input."""
-        names, taken = self.outputs, self.input_names
-        wanted = [name for name in self.vjp_needs if name in names and name not in taken]
-        return tuple((name, names.index(name)) for name in wanted)
+        """Name and position of each output that ``vjp`` asks for."""
+        names = [name for name in self.vjp_needs if name not in self.input_names]
+        return tuple((name, self.outputs.index(name)) for name in names if name in self.outputs)
+
+    @cached_property
+    def vjp_others(self) -> tuple[str, ...]:
+        """What else ``vjp`` asks for: parameters, ``specs`` and ``needs``."""
+        arrays = [name for name, _ in self.vjp_inputs + self.vjp_outputs]
+        return tuple(name for name in self.vjp_needs if name not in arrays)
 
     def __repr__(self) -> str:
         return f"Op({self.name})"

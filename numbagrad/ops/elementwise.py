@@ -78,7 +78,7 @@ def promote(op: str, *operands: Any) -> tuple[Array, ...]:
         if not isinstance(x, Array) or x.spec.dtype is not operands[0].spec.dtype:
             break
     else:
-        return operands  # the usual case
+        return operands  # the usual case, and the quick one
     arrays = [x for x in operands if isinstance(x, Array)]
     if not arrays:
         arrays = operands = [asarray(x) for x in operands]
@@ -86,7 +86,7 @@ def promote(op: str, *operands: Any) -> tuple[Array, ...]:
     device = arrays[0].device
     dtypes = {x.dtype for x in arrays}
     for x in operands:
-        if isinstance(x, Array):
+        if isinstance(x, Array) or (type(x) is float and arrays[0].dtype.kind == "f"):
             continue
         if isinstance(x, float) and not any(dtype.kind == "f" for dtype in dtypes):
             dtypes = dtypes | {np.dtype(np.float32)}
@@ -277,8 +277,10 @@ def _unbroadcast(grad: Array, spec: Spec) -> Array:
 def _each(needs: tuple[bool, ...], specs: tuple[Spec, ...], *gradients: Any) -> tuple:
     """Compute the gradients that are asked for, each summed to its operand's shape."""
     return tuple(
-        _unbroadcast(gradient(), spec) if needed else None
-        for needed, spec, gradient in zip(needs, specs, gradients, strict=True)
+        [
+            _unbroadcast(gradient(), spec) if needed else None
+            for needed, spec, gradient in zip(needs, specs, gradients, strict=True)
+        ]
     )
 
 
