@@ -71,32 +71,19 @@ class Array:
 
     Attributes
     ----------
-    shape : tuple of int
-    dtype : numpy.dtype
-    device : str
-        ``"cpu"`` or ``"cuda"``.
+    spec : Spec
+        Shape, dtype and device.
     requires_grad : bool
         Whether ops on this array are recorded for differentiation.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_data",
-        "_grad",
-        "_node",
-        "device",
-        "dtype",
-        "requires_grad",
-        "shape",
-    )
+    __slots__ = ("__weakref__", "_data", "_grad", "_node", "requires_grad", "spec")
     __array_priority__ = 1000  # NumPy's operators leave mixed expressions to ours
     __array_ufunc__ = None
 
-    def __init__(self, data: Any, shape: tuple[int, ...], dtype: np.dtype, device: str):
+    def __init__(self, data: Any, spec: Spec):
         self._data = data
-        self.shape = shape
-        self.dtype = dtype
-        self.device = device
+        self.spec = spec
         self.requires_grad = False
         self._grad: Array | None = None
         self._node = None
@@ -115,6 +102,21 @@ class Array:
     # ------------------------------------------------------------- what it is
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Extent of each dimension."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the elements."""
+        return self.spec.dtype
+
+    @property
+    def device(self) -> str:
+        """Where the elements are: ``"cpu"`` or ``"cuda"``."""
+        return self.spec.device
+
+    @property
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
@@ -128,11 +130,6 @@ class Array:
     def nbytes(self) -> int:
         """Bytes that the elements take."""
         return self.size * self.dtype.itemsize
-
-    @property
-    def spec(self) -> Spec:
-        """Shape, dtype and device."""
-        return Spec(self.shape, self.dtype, self.device)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -269,8 +266,8 @@ class State(Array):
 
     __slots__ = ("version",)
 
-    def __init__(self, data, shape, dtype, device):
-        super().__init__(data, shape, dtype, device)
+    def __init__(self, data, spec):
+        super().__init__(data, spec)
         self.version = 0
 
     def __array__(self, dtype=None, copy=None):
@@ -288,12 +285,12 @@ class State(Array):
 def from_host(value: np.ndarray, device: str) -> Array:
     """Copy a NumPy array to a device."""
     value = np.asarray(value)
-    dtype = value.dtype.newbyteorder("=")
+    dtype = np.dtype(value.dtype.type)  # in this machine's byte order
     if dtype not in DTYPES:
         names = ", ".join(str(known) for known in DTYPES)
         raise DTypeError(f"dtype {value.dtype} is not supported; convert to one of: {names}")
     data = devices.backend(device).from_host(value.astype(dtype, copy=False))
-    return Array(data, value.shape, dtype, device)
+    return Array(data, Spec(value.shape, dtype, device))
 
 
 def require_same_device(op: str, arrays: tuple[Array | Spec, ...]) -> str:

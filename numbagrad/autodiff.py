@@ -40,88 +40,87 @@ class Node:
         What the op's vjp asked for by name; None once the tape has been used up.
     """
 
-    __slots__ = ("op", "order", "params", "parents", "saved", "spec", "specs")
+    __slots__ = ("op", "order", "params", "parents", "saved", "specs")
 
     def __init__(self, op: Op, inputs, outputs, params):
         self.op = op
         self.params = params
         self.order = next(_order)
-        self.parents = tuple(
-            [(x if x._node is None else x._node) if x.requires_grad else None for x in inputs]
-        )
+        self.parents = tuple([(x._node or x) if x.requires_grad else None for x in inputs])
         self.specs = tuple([x.spec for x in inputs])
-        self.spec = outputs[0].spec
-        self.saved = self._save(inputs, outputs)
-
-    def _save(self, inputs, outputs) -> dict[str, Any]:
-        names, saved = self.op.input_names, {}
-        for name in self.op.vjp_needs:
-            if name in names:
-                saved[name] = _Saved(inputs[names.index(name)])
-            elif name in self.op.outputs:
-                # Without its node: an output that the node holds and that holds the node would
-                # be a cycle, and its memory would wait for the garbage collector.
-                position = self.op.outputs.index(name)
-                saved[name] = _Saved(outputs[position], is_output=position == 0)
-        return saved
+        self.saved = {name: _as_now(inputs[position]) for name, position in op.vjp_inputs}
+        for name, position in op.vjp_outputs:
+            # Without its node: an output that the node holds and that holds the node would
+            # be a cycle, and its memory would wait for the garbage collector.
+            self.saved[name] = Array(outputs[position]._data, outputs[position].spec)
 
     def gradients(self, grad_out: Array) -> tuple[Array | None, ...]:
         """Return the gradient of each input, given that of the output."""
+        op = self.op
         if self.saved is None:
             raise GraphError(
-                f"{self.op.name}: this graph was used up by an earlier backward(); compute the "
+                f"{op.name}: this graph was used up by an earlier backward(); compute the "
                 "result again, or call the first backward(retain_graph=True)"
             )
         arguments = {}
-        for name in self.op.vjp_needs:
-            if name in self.saved:
-                arguments[name] = self.saved[name].restore(self)
-            elif name == "needs":
-                arguments[name] = tuple(parent is not None for parent in self.parents)
+        for name, saved in self.saved.items():
+            arguments[name] = saved.restore(op) if isinstance(saved, _Original) else saved
+        for name, position in op.vjp_outputs:
+            if position == 0:  # the one that is differentiated: it gets its node back
+                arguments[name] = out = _own(self.saved[name])
+                out._node, out.requires_grad = self, True
+        for name in op.vjp_others:
+            if name == "needs":
+                arguments[name] = tuple([parent is not None for parent in self.parents])
             elif name == "specs":
                 arguments[name] = self.specs
             else:
                 arguments[name] = self.params[name]
-        grads = self.op.vjp(grad_out, **arguments)
+        grads = op.vjp(grad_out, **arguments)
         grads = grads if isinstance(grads, tuple) else (grads,)
         if len(grads) != len(self.parents):
             raise GraphError(
-                f"{self.op.name}: its vjp returned {len(grads)} gradients for "
+                f"{op.name}: its vjp returned {len(grads)} gradients for "
                 f"{len(self.parents)} inputs; return one for each, None where there is none"
             )
         return grads
 
 
-class _Saved:
-    """An array as it was when an op ran, whatever its object is given later."""
+def _as_now(array: Array) -> Array | _Original:
+    """Return an array as it is now, whatever its object is given later."""
+    is_leaf = array.requires_grad and array._node is None
+    return _Original(array) if is_leaf or isinstance(array, State) else _own(array)
 
-    __slots__ = ("array", "data", "is_output", "node", "requires_grad", "spec", "version")
 
-    def __init__(self, array: Array, is_output: bool = False):
-        self.is_output = is_output
-        self.version = array.version if isinstance(array, State) else None
-        is_leaf = array.requires_grad and array._node is None
-        self.array = array if is_leaf or self.version is not None else None
+def _own(array: Array) -> Array:
+    """Return the same value, with the same history, as an object of its own."""
+    own = Array(array._data, array.spec)
+    own.requires_grad, own._node = array.requires_grad, array._node
+    return own
+
+
+class _Original:
+    """A leaf or a state that a gradient needs: the very object, unless it has changed since."""
+
+    __slots__ = ("array", "data", "version")
+
+    def __init__(self, array: Array):
+        self.array = array
         self.data = array._data
-        self.spec = array.spec
-        self.requires_grad = array.requires_grad
-        self.node = None if is_output else array._node
+        self.version = array.version if isinstance(array, State) else None
 
-    def restore(self, node: Node) -> Array:
-        if self.version is not None:
-            if self.array.version != self.version:
-                raise GraphError(
-                    f"{node.op.name}: a Parameter or Buffer of shape {self.spec.shape} that this "
-                    "gradient needs was changed after the op ran; call backward() before the "
-                    "optimiser's step()"
-                )
-            return self.array
-        if self.array is not None and self.array._data is self.data:
+    def restore(self, op: Op) -> Array:
+        if self.version is not None and self.array.version != self.version:
+            raise GraphError(
+                f"{op.name}: a Parameter or Buffer of shape {self.array.shape} that this "
+                "gradient needs was changed after the op ran; call backward() before the "
+                "optimiser's step()"
+            )
+        if self.array._data is self.data:
             return self.array  # the leaf itself, so that it gets the gradient's gradient
-        array = Array(self.data, *self.spec)
-        array._node = node if self.is_output else self.node
-        array.requires_grad = self.requires_grad or self.is_output
-        return array
+        before = Array(self.data, self.array.spec)  # the leaf was assigned to
+        before.requires_grad = True
+        return before
 
 
 def _record(op: Op, inputs, outputs, params) -> None:
@@ -209,14 +208,8 @@ def backward(
     """
     leaves = _walk(x, grad, None, retain_graph or create_graph, create_graph)
     for leaf, gradient in leaves:
+        # An object of its own, since two leaves may be given one gradient; not a copy of its data.
         leaf.grad = _own(gradient) if leaf.grad is None else leaf.grad + gradient
-
-
-def _own(gradient: Array) -> Array:
-    """Return the same value as an object of its own: two leaves may be given one gradient."""
-    own = Array(gradient._data, *gradient.spec)
-    own.requires_grad, own._node = gradient.requires_grad, gradient._node
-    return own
 
 
 def _walk(
@@ -266,7 +259,7 @@ def _walk(
                     raise TypeError(
                         f"{node.op.name}: its vjp gave a {type(gradient).__name__}, not an Array"
                     )
-                if gradient.shape != spec.shape or gradient.dtype != spec.dtype:
+                if gradient.spec != spec:
                     raise ShapeError(
                         f"{node.op.name}: its vjp gave a gradient of shape {gradient.shape}, "
                         f"dtype {gradient.dtype} for an input of shape {spec.shape}, dtype "
@@ -366,7 +359,7 @@ def vjp(f: Callable[..., Array], *primals: Array) -> tuple[Array, Callable[[Arra
 
     visible = out
     if not create_graph and out.requires_grad:
-        visible = Array(out._data, *out.spec)
+        visible = Array(out._data, out.spec)
     return visible, pullback
 
 

@@ -15,8 +15,9 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import pairwise
+from types import CodeType
 from typing import Any
 
 import numba
@@ -25,7 +26,7 @@ import numpy as np
 from . import device as devices
 from .array import FLOATS, Array, Spec, State, require_same_device, size_of
 from .errors import NO_ERROR
-from .jit import RETURNS, address_of, load_source
+from .jit import RETURNS, address_of, entry_point, load_source
 
 # Sharding. All of it depends on shapes only, so that bits do not depend on the thread count.
 SHARD_NS = 20_000  # a shard takes at least this long, or threads cost more than they gain
@@ -168,6 +169,24 @@ class Op:
         """Names that ``vjp`` asks for beyond the output's gradient."""
         return tuple(inspect.signature(self.vjp).parameters)[1:] if self.vjp else ()
 
+    @cached_property
+    def vjp_inputs(self) -> tuple[tuple[str, int], ...]:
+        """Name and position of each input that ``vjp`` asks for."""
+        names = self.input_names
+        return tuple((name, names.index(name)) for name in self.vjp_needs if name in names)
+
+    @cached_property
+    def vjp_outputs(self) -> tuple[tuple[str, int], ...]:
+        """Name and position of each output that ``vjp`` asks for."""
+        names = [name for name in self.vjp_needs if name not in self.input_names]
+        return tuple((name, self.outputs.index(name)) for name in names if name in self.outputs)
+
+    @cached_property
+    def vjp_others(self) -> tuple[str, ...]:
+        """What else ``vjp`` asks for: parameters, ``specs`` and ``needs``."""
+        arrays = [name for name, _ in self.vjp_inputs + self.vjp_outputs]
+        return tuple(name for name in self.vjp_needs if name not in arrays)
+
     def __repr__(self) -> str:
         return f"Op({self.name})"
 
@@ -261,59 +280,27 @@ def _require_arrays(op: Op, inputs: tuple) -> None:
 # ------------------------------------------------------------------- plans
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """What the eager interpreter decided for one op on given shapes."""
+    """What the eager interpreter decided for one op on given shapes.
+
+    ``run(inputs, targets)`` runs the kernel and returns the outputs as a tuple of Arrays: the
+    targets, or new ones if they are None.
+    """
 
     call: Call
-    backend: devices.CPU | devices.CUDA
+    run: Callable
     views: Views | None = None
     kernel: Callable | None = None
     workspace: tuple[tuple[tuple[int, ...], np.dtype], ...] = ()
     shards: _Shards | None = None
 
-    def __post_init__(self):
-        self.allocators = [
-            self.backend.allocator(spec.shape, spec.dtype) for spec in self.call.outputs
-        ]
-        self._scratch = [self.backend.allocator(*wanted) for wanted in self.workspace]
-        # Which buffers the kernel sees in another shape; None for those it takes as they are.
-        if self.views is not None:
-            self._inputs = _changed(self.call.inputs, self.views.inputs)
-            self._outputs = _changed(self.call.outputs, self.views.outputs)
-
-    def run(self, inputs: list, outputs: list) -> None:
-        """Run the kernel on raw buffers."""
-        backend, scalars = self.backend, self.views.scalars
-        inputs = _reshaped(backend, inputs, self._inputs)
-        outputs = _reshaped(backend, outputs, self._outputs)
-        if self.shards is not None:
-            self.shards.run(inputs, outputs)
-            return
-        if self._scratch:
-            outputs = outputs + [allocate() for allocate in self._scratch]
-        returned = self.kernel(*inputs, *scalars, *outputs, *backend.launch_arguments)
-        if returned is not None:
-            raise TypeError(RETURNS.format(self.kernel.__name__, type(returned).__name__))
-
-
-def _changed(specs: tuple[Spec, ...], shapes: tuple[tuple[int, ...], ...]) -> list:
-    pairs = list(zip(specs, shapes, strict=True))
-    return [None if spec.shape == tuple(shape) else shape for spec, shape in pairs]
-
-
-def _reshaped(backend, buffers: list, shapes: list) -> list:
-    return [
-        buffer if shape is None else backend.reshape(buffer, shape)
-        for buffer, shape in zip(buffers, shapes, strict=True)
-    ]
-
 
 def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     """Return the plan of a call, from the op's memory or made now."""
-    key = tuple([(x.shape, x.dtype, x.device) for x in inputs])
+    key = tuple([x.spec for x in inputs])
     if params:
-        key = key, tuple(map(_typed, params.values()))
+        key = key, tuple([v if type(v) in _PLAIN else _typed(v) for v in params.values()])
     try:
         plan = op._plans.get(key)
     except TypeError:
@@ -322,15 +309,17 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     if plan is None:
         if len(op._plans) >= MAX_PLANS:
             op._plans.clear()
-        specs = tuple(x.spec for x in inputs)
-        plan = op._plans[key] = make_plan(op, specs, params)
+        plan = op._plans[key] = make_plan(op, tuple([x.spec for x in inputs]), params)
     return plan
+
+
+_PLAIN = (int, str, type(None))  # types whose values are equal to no other type's in a key
 
 
 def _typed(value: Any) -> tuple:
     """Return a parameter as part of a key: 1 is not True there, 0.0 not -0.0, and NaN is NaN."""
     if type(value) is tuple:
-        return tuple(map(_typed, value))
+        return tuple([v if type(v) in _PLAIN else _typed(v) for v in value])
     return type(value), repr(value) if isinstance(value, (float, np.floating)) else value
 
 
@@ -375,9 +364,8 @@ def make_views(op: Op, call: Call) -> Views:
 def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
     """Decide how to run a call: outputs, views, workspace, shards."""
     call = make_call(op, specs, params)
-    backend = devices.backend(call.device)
     if op.kernel is None:
-        return Plan(call, backend)
+        return Plan(call, partial(_run_view, op, call))
     views = make_views(op, call)
     kernel = _find_kernel(op, call.device)
     wanted = op.workspace(call) if op.workspace else ()
@@ -385,7 +373,8 @@ def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
     shards = None
     if call.device == "cpu" and op.split is not None:
         shards = _choose_shards(op, call, views, kernel, workspace)
-    return Plan(call, backend, views, kernel, workspace, shards)
+    run = _emit_run(op, call, views, kernel, workspace, shards)
+    return Plan(call, run, views, kernel, workspace, shards)
 
 
 def _find_kernel(op: Op, device: str) -> Callable:
@@ -405,32 +394,103 @@ def run_eagerly(
 ) -> tuple[Array, ...]:
     """Run the op's kernel now. With `targets`, its outputs are written into them."""
     plan = plan_for(op, inputs, params)
-    call, backend = plan.call, plan.backend
-    if plan.kernel is None:
-        data = inputs[0]._data
-        if isinstance(inputs[0], State):  # a view of a state would change with it
-            data = backend.copy(data)
-        spec = call.outputs[0]
-        return (Array(op.view(backend, data, call), spec.shape, spec.dtype, spec.device),)
-
-    if targets is None:
-        buffers = [allocate() for allocate in plan.allocators]
-    else:
-        _require_fitting_targets(op, call, targets)
-        buffers = [target._data for target in targets]
-        buffers += [allocate() for allocate in plan.allocators[len(targets) :]]
-    plan.run([x._data for x in inputs], buffers)
-    if op.check is not None:
-        arrays = tuple(map(_as_now, inputs)) if backend.defers_checks else inputs
-        backend.check(partial(_raise_bad_value, op, buffers.pop(), arrays, call))
     if targets is not None:
-        return targets
-    return tuple(
-        [
-            Array(buffer, spec.shape, spec.dtype, spec.device)
-            for buffer, spec in zip(buffers, call.outputs, strict=False)
-        ]
-    )
+        _require_fitting_targets(op, plan.call, targets)
+    return plan.run(inputs, targets)
+
+
+def _run_view(op: Op, call: Call, inputs: tuple[Array], targets: None) -> tuple[Array]:
+    """Run an op that has no kernel and looks at its input's buffer in another way."""
+    (x,) = inputs
+    backend = devices.backend(call.device)
+    data = backend.copy(x._data) if isinstance(x, State) else x._data  # a state would change
+    return (Array(op.view(backend, data, call), call.outputs[0]),)
+
+
+def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
+    """Emit the function that runs a plan. For the product of two small matrices it is
+
+        def run(inputs, targets):
+            x0, x1, = inputs
+            out0, = targets or (Array(new_out0(), spec_out0),)
+            returned = kernel(reshape(x0._data, shape_x0), ..., param0, ..., new_work0())
+            if returned is not None:
+                refuse(returned)
+            return out0,
+
+    Loops over inputs and outputs would do the same, but take longer than a small kernel.
+    """
+    backend = devices.backend(call.device)
+    known = {"Array": Array, "reshape": backend.reshape}  # what the names in the text stand for
+    known["refuse"] = partial(_refuse_returned, kernel)
+    known["check"] = partial(_check_flag, op, call)
+    if shards:
+        known["kernel"] = shards.run
+    else:
+        known["kernel"] = entry_point(kernel, _stand_ins(call, views, workspace, views.scalars))
+
+    def name(what: str, value: Any) -> str:
+        known[what] = value
+        return what
+
+    def new(array: str, spec: Spec) -> str:
+        allocate = name(f"new_{array}", backend.allocator(spec.shape, spec.dtype))
+        return f"Array({allocate}(), {name(f'spec_{array}', spec)})"
+
+    def seen_by_kernel(array: str, spec: Spec, shape: tuple[int, ...]) -> str:
+        if spec.shape == tuple(shape):
+            return f"{array}._data"
+        return f"reshape({array}._data, {name(f'shape_{array}', shape)})"
+
+    inputs = [f"x{k}" for k in range(len(call.inputs))]
+    outputs = [f"out{k}" for k in range(len(op.outputs))]
+    written = [*outputs, "flag"] if op.check else outputs
+    arguments = [*map(seen_by_kernel, inputs, call.inputs, views.inputs)]
+    if not shards:
+        arguments += [name(f"param{k}", value) for k, value in enumerate(views.scalars)]
+    arguments += map(seen_by_kernel, written, call.outputs, views.outputs)
+    if not shards:
+        for k, wanted in enumerate(workspace):
+            arguments.append(name(f"new_work{k}", backend.allocator(*wanted)) + "()")
+        arguments += [name(f"launch{k}", x) for k, x in enumerate(backend.launch_arguments)]
+    made = [new(array, spec) for array, spec in zip(written, call.outputs, strict=True)]
+    text = f"""
+def run(inputs, targets):
+    {", ".join(inputs)}, = inputs
+    {", ".join(outputs)}, = targets or ({", ".join(made[: len(outputs)])},)
+    {f"flag = {made[-1]}" if op.check else ""}
+    returned = kernel({", ".join(arguments)})
+    if returned is not None:
+        refuse(returned)
+    {"check(inputs, flag._data)" if op.check else ""}
+    return {", ".join(outputs)},
+"""
+    exec(_compiled(text), known)
+    return known["run"]
+
+
+@lru_cache(maxsize=1024)
+def _compiled(text: str) -> CodeType:
+    return compile(text, "<plan written by numbagrad.dispatch>", "exec")
+
+
+def _stand_ins(call: Call, views: Views, workspace: Sequence, scalars: Sequence) -> list:
+    """Return arguments of the types that the kernel will be given, with empty arrays."""
+    shapes = [*views.inputs, *views.outputs, *(shape for shape, _ in workspace)]
+    dtypes = [spec.dtype for spec in (*call.inputs, *call.outputs)] + [d for _, d in workspace]
+    arrays = [np.empty((0,) * len(shape), d) for shape, d in zip(shapes, dtypes, strict=True)]
+    return [*arrays[: len(call.inputs)], *scalars, *arrays[len(call.inputs) :]]
+
+
+def _refuse_returned(kernel: Callable, returned: Any) -> None:
+    raise TypeError(RETURNS.format(kernel.__name__, type(returned).__name__))
+
+
+def _check_flag(op: Op, call: Call, inputs: tuple[Array, ...], flag: Any) -> None:
+    """Look whether a kernel found a bad value, or have it looked at later."""
+    backend = devices.backend(call.device)
+    arrays = tuple(map(_as_now, inputs)) if backend.defers_checks else inputs
+    backend.check(partial(_raise_bad_value, op, flag, arrays, call))
 
 
 def _require_fitting_targets(op: Op, call: Call, targets: tuple[State, ...]) -> None:
@@ -448,7 +508,7 @@ def _as_now(x: Array) -> Array | None:
     if x.dtype in FLOATS:
         return None
     data = devices.backend(x.device).copy(x._data) if isinstance(x, State) else x._data
-    return Array(data, *x.spec)
+    return Array(data, x.spec)
 
 
 def _raise_bad_value(op: Op, flag, inputs: tuple[Array, ...], call: Call, read: Callable) -> None:
@@ -524,7 +584,10 @@ class _Shards:
             for rows, shape, spec in zip(split.outputs, views.outputs, call.outputs, strict=True)
         ]
         self.scratch = [allocator((count, *shape), dtype) for shape, dtype in workspace]
-        self.kernel, self.address = kernel, None
+        self.kernel = kernel
+        pairs = zip(self.scalars, self.varies, strict=True)
+        scalars = [value[0] if varies else value for value, varies in pairs]
+        self.address = address_of(kernel, _stand_ins(call, views, workspace, scalars))
         self.driver = shard_driver(
             "".join("s" if rows else "w" for rows in split.inputs),
             "".join("v" if varies else "c" for varies in self.varies),
@@ -532,14 +595,14 @@ class _Shards:
             len(workspace),
         )
 
-    def run(self, inputs: list, outputs: list) -> None:
+    def run(self, *arrays: np.ndarray) -> None:
+        """Run the kernel on its inputs and outputs."""
+        inputs, outputs = arrays[: len(self.split.inputs)], arrays[len(self.split.inputs) :]
         outs = [
             out if allocate is None else allocate()
             for out, allocate in zip(outputs, self.partial, strict=True)
         ]
         scratch = [allocate() for allocate in self.scratch]
-        if self.address is None:
-            self.address = address_of(self.kernel, self._arguments(0, inputs, outs, scratch))
         if state.threads != _threads:
             numba.set_num_threads(_threads)
             state.threads = _threads

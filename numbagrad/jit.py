@@ -37,12 +37,15 @@ from numba.core.codegen import get_host_cpu_features
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import _FunctionCompiler
 from numba.core.registry import CPUDispatcher
+from numba.core.runtime import rtsys
 from numba.core.typing.templates import AbstractTemplate, Signature, infer_global
 from numba.core.typing.templates import signature as make_signature
 from numba.extending import lower_builtin
 
 ANNOUNCE_AFTER = 0.5  # seconds
 SETTLED = ("builtins", "llvmlite", "math", "numba", "numpy")  # packages that a version names
+EMITTED = "numbagrad_emitted"  # the package of what `load_source` loads
+OURS = ("numbagrad", EMITTED)
 
 
 # ------------------------------------------------------------------ where
@@ -245,9 +248,12 @@ class ContentCache:
         return cache_dir() / f"{self._function.__name__}-{digest}.nbc"
 
     def load_overload(self, signature, target_context) -> CompileResult | None:
-        target_context.refresh()
         if self._key is None:
             return None
+        if is_settled(self._function, OURS):
+            rtsys.initialize(target_context)  # allocation, and the only help that ours call
+        else:
+            target_context.refresh()  # all that Numba can do: a third of a second
         path = self._path(signature, target_context.codegen())
         try:
             reduced = pickle.loads(path.read_bytes())
@@ -345,6 +351,7 @@ def njit(function: Callable | None = None, *, parallel: bool = False) -> Callabl
         "parallel": parallel,
         "boundscheck": None,
         "error_model": "numpy",  # 1 / 0 is inf, as in NumPy, not an exception
+        "no_cfunc_wrapper": True,  # nobody calls kernels from C: a tenth less to compile
     }
     return Kernel(function, {}, options)
 
@@ -353,6 +360,17 @@ def njit(function: Callable | None = None, *, parallel: bool = False) -> Callabl
 
 
 RETURNS = "kernel {} must write into its outputs and return nothing; it returns {}"
+
+
+def entry_point(kernel: Callable, arguments: Sequence[object]) -> Callable:
+    """Return what runs a kernel on arguments of just these types.
+
+    Numba's dispatcher looks at the type of each argument at each call. This does not: it must
+    never be given others. A function that `njit` did not make is returned as it is.
+    """
+    if not isinstance(kernel, Kernel):
+        return kernel
+    return kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
 
 
 def address_of(kernel: Callable, arguments: Sequence[object]) -> int | Callable:
@@ -438,7 +456,7 @@ def load_source(name: str, text: str) -> pytypes.ModuleType:
     path = cache_dir() / f"{name}-{digest}.py"
     if not path.exists():
         write_atomically(path, text.encode())
-    spec = importlib.util.spec_from_file_location(f"numbagrad_emitted.{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{EMITTED}.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # compiled functions in the cache name their module
     spec.loader.exec_module(module)

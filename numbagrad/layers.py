@@ -55,7 +55,7 @@ class Buffer(State):
     def __init__(self, value: Any, *, device: str | None = None):
         array = asarray(value, device=device)
         data = devices.backend(array.device).copy(array._data)  # a buffer of its own
-        super().__init__(data, array.shape, array.dtype, array.device)
+        super().__init__(data, array.spec)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._body()}{self._details()})"
@@ -315,7 +315,7 @@ class Module:
         for state in self._named_states().values():
             if state.device != name:
                 state._data = devices.backend(name).from_host(state._host())
-                state.device = name
+                state.spec = state.spec._replace(device=name)
                 state.version += 1
                 state.grad = None
         return self
@@ -466,7 +466,7 @@ def one_array(module: Module, out: Any) -> Array:
 
 
 def _without_values(spec: Spec) -> Array:
-    return Array(Symbol(0, "Module.output_spec"), *spec)
+    return Array(Symbol(0, "Module.output_spec"), spec)
 
 
 def _infer_only(op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targets: Any) -> tuple:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import numbagrad as ng
-from numbagrad.array import DTYPES
+from numbagrad.array import DTYPES, Spec
 from numbagrad.errors import DeviceError, DTypeError, GraphError
 
 FLOAT, INT = ng.asarray([[1.0, 2.5], [3.0, 4.0]]), ng.asarray([1, 2, 3])
@@ -202,7 +202,7 @@ def test_unknown_device(call):
 
 
 def test_mixed_devices():
-    elsewhere = ng.Array(None, (2,), np.dtype("float32"), "cuda")
+    elsewhere = ng.Array(None, Spec((2,), np.dtype("float32"), "cuda"))
     with pytest.raises(DeviceError, match="add: arrays on different devices, 'cpu' and 'cuda'"):
         ng.asarray([1.0, 2.0]) + elsewhere
     with pytest.raises(DeviceError, match=r"NumPy cannot read .* x.numpy\(\)"):

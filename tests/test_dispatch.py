@@ -1,6 +1,9 @@
 """Plans, shards and the drivers that run them; threads."""
 
 import inspect
+import os
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -122,6 +125,35 @@ def test_shard_bounds(size, shards):
     widths = np.diff(bounds)
     assert (bounds[0], bounds[-1], len(widths)) == (0, size, shards)
     assert widths.max() - widths.min() <= 1
+
+
+def test_a_small_kernel_runs_in_a_function_of_its_own():
+    """It is emitted for the plan: nothing is left to decide when it is called."""
+    x = zeros(2, 3)
+    plan = plan_of("add", x, x)
+    known = plan.run.__globals__
+    assert known["shape_x0"] == (6,)
+    assert known["spec_out0"] == x.spec
+    (out,) = plan.run((x, x), None)
+    assert out.spec is known["spec_out0"]
+
+
+def test_kernels_are_given_what_they_were_compiled_for():
+    """A plan enters the kernel without a look at types: other ones must never reach it."""
+    for dtype in ("float32", "float64", "int64", "uint8"):
+        for shape in ((), (3,), (0, 2), (2, 3)):
+            host = np.ones(shape, dtype)
+            np.testing.assert_array_equal(
+                (ng.asarray(host) + ng.asarray(host)).numpy(), host + host
+            )
+
+
+def test_numbers_beside_arrays_are_told_apart():
+    """They are made arrays once; 0.0 is not -0.0, 1 not True and NaN not another number."""
+    x = zeros(1) + 1.0
+    assert [(x / y).item() for y in (0.0, -0.0, 0, 1, True)] == [np.inf, -np.inf, np.inf, 1, 1]
+    assert np.isnan((x * float("nan")).item())
+    assert (zeros(1, dtype=np.float64) + 0.1).item() == 0.1
 
 
 # ------------------------------------------------------------------ drivers
@@ -300,6 +332,22 @@ def test_number_of_threads_is_for_all_python_threads():
         thread.join()
         work()
     assert seen == [(1, 1), (1, 1), (2, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("limit", ["affinity", "NUMBA_NUM_THREADS"])
+def test_default_number_of_threads(limit):
+    """One for each core that the process may use, or what Numba was told."""
+    if limit == "affinity" and not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system binds no process to cores")
+    confine = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+    program = f"""
+import os
+{confine if limit == "affinity" else "os.environ['NUMBA_NUM_THREADS'] = '1'"}
+import numbagrad
+print(numbagrad.get_num_threads())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.stdout, run.returncode) == ("1\n", 0), run.stderr
 
 
 @pytest.mark.usefixtures("_threads")

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import numbagrad as ng
+from numbagrad.array import Spec
 from numbagrad.compiler.trace import trace
 from numbagrad.errors import DeviceError, DTypeError, GraphError, ShapeError, TraceError
 from numbagrad.layers import Parameter
@@ -100,7 +101,7 @@ def test_a_bad_key_is_an_index_error(key, message):
 
 def test_nothing_moves_to_serve_as_an_index():
     x = ng.asarray(X)
-    elsewhere = [ng.Array(None, (2,), np.dtype(kind), "cuda") for kind in ("bool", "int64")]
+    elsewhere = [ng.Array(None, Spec((2,), np.dtype(kind), "cuda")) for kind in ("bool", "int64")]
     for key in elsewhere:
         with pytest.raises(DeviceError, match=r"indexing: .* 'cpu' and 'cuda'"):
             x[key]

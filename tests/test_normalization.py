@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import numbagrad as ng
-from numbagrad.array import State
+from numbagrad.array import Spec, State
 from numbagrad.errors import DTypeError, ShapeError
 
 
@@ -14,7 +14,7 @@ def floats(*shape):
 
 def buffer(value):
     value = np.array(value, np.float32)
-    return State(value, value.shape, value.dtype, "cpu")
+    return State(value, Spec(value.shape, value.dtype))
 
 
 def normalised(x, *running, **options):

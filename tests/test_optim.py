@@ -178,8 +178,9 @@ def test_assign_names_itself(value, error, message):
 
 
 def test_assign_refuses_another_device():
-    elsewhere = ng.asarray([1.0])
-    elsewhere.device = "cuda"  # nothing is read, so no such device is needed
+    here = ng.asarray([1.0])
+    # Nothing is read, so no such device is needed.
+    elsewhere = ng.Array(None, here.spec._replace(device="cuda"))
     with pytest.raises(ng.errors.DeviceError, match="assign: arrays on different devices"):
         ng.assign(Buffer([1.0]), elsewhere)
 

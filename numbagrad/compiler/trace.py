@@ -90,7 +90,7 @@ class Trace:
     # ----------------------------------------------------------------- tracing
 
     def _symbol(self, spec: Spec) -> Array:
-        array = Array(Symbol(self._values, _users_line()), *spec)
+        array = Array(Symbol(self._values, _users_line()), spec)
         self._values += 1
         return array
 

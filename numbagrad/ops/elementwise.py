@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -73,6 +74,11 @@ def promote(op: str, *operands: Any) -> tuple[Array, ...]:
     Numbers, NumPy's scalars too, take the dtype and device of the arrays beside them; a float
     beside integers makes both float32.
     """
+    for x in operands:
+        if not isinstance(x, Array) or x.spec.dtype is not operands[0].spec.dtype:
+            break
+    else:
+        return operands  # the usual case, and the quick one
     arrays = [x for x in operands if isinstance(x, Array)]
     if not arrays:
         arrays = operands = [asarray(x) for x in operands]
@@ -80,7 +86,7 @@ def promote(op: str, *operands: Any) -> tuple[Array, ...]:
     device = arrays[0].device
     dtypes = {x.dtype for x in arrays}
     for x in operands:
-        if isinstance(x, Array):
+        if isinstance(x, Array) or (type(x) is float and arrays[0].dtype.kind == "f"):
             continue
         if isinstance(x, float) and not any(dtype.kind == "f" for dtype in dtypes):
             dtypes = dtypes | {np.dtype(np.float32)}
@@ -109,6 +115,14 @@ def _number(x: Any) -> Any:
 def _constant(x: Any, dtype: np.dtype, device: str) -> Array:
     if isinstance(x, int) and not _fits(x, dtype):
         raise OverflowError(f"{x} does not fit {dtype}")
+    if isinstance(x, (bool, int, float)):
+        return _number_constant(x, math.copysign(1, x), dtype, device)
+    return asarray(np.asarray(x, dtype), device=device)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _number_constant(x: float, sign: float, dtype: np.dtype, device: str) -> Array:
+    """Make a number an array, once; ``sign`` tells 0.0 from -0.0, which are equal."""
     return asarray(np.asarray(x, dtype), device=device)
 
 
@@ -263,8 +277,10 @@ def _unbroadcast(grad: Array, spec: Spec) -> Array:
 def _each(needs: tuple[bool, ...], specs: tuple[Spec, ...], *gradients: Any) -> tuple:
     """Compute the gradients that are asked for, each summed to its operand's shape."""
     return tuple(
-        _unbroadcast(gradient(), spec) if needed else None
-        for needed, spec, gradient in zip(needs, specs, gradients, strict=True)
+        [
+            _unbroadcast(gradient(), spec) if needed else None
+            for needed, spec, gradient in zip(needs, specs, gradients, strict=True)
+        ]
     )
 
 

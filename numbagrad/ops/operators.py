@@ -102,8 +102,8 @@ def _detach(x: Array) -> Array:
 def bind() -> None:
     """Give `Array` its operators and methods."""
     for name, function in _OPERATORS.items():
-        setattr(Array, f"__{name}__", _operator(function))
-        setattr(Array, f"__r{name}__", _operator(_swapped(function)))
+        setattr(Array, f"__{name}__", function)
+        setattr(Array, f"__r{name}__", _swapped(function))
         setattr(State, f"__i{name}__", _in_place(function))
     for name, function in _METHODS.items():
         setattr(Array, name, function)
@@ -112,13 +112,6 @@ def bind() -> None:
     Array.detach = _detach
     Array.T = property(_transposed)
     Array.__array_namespace__ = lambda self, *, api_version=None: _namespace()
-
-
-def _operator(function):
-    def method(x, y):
-        return function(x, y)
-
-    return method
 
 
 def _in_place(function):

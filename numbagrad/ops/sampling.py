@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import device as devices
-from ..array import FLOATS, Array, State
+from ..array import FLOATS, Array, Spec, State
 from ..dispatch import Call, Op, Split, Views, apply, apply_into, register
 from ..errors import DTypeError, ShapeError
 from .elementwise import require_arrays, require_float, where
@@ -60,7 +60,7 @@ class Generator:
         if device not in self._states:
             from_host = devices.backend(device).from_host
             self._states[device] = tuple(
-                State(from_host(np.array([value])), (1,), np.dtype(np.int64), device)
+                State(from_host(np.array([value])), Spec((1,), np.dtype(np.int64), device))
                 for value in (self._seed, 0)
             )
         return self._states[device]

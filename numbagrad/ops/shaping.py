@@ -66,7 +66,7 @@ _RESHAPE = register(
         _reshape_infer,
         None,
         lambda grad_out, specs: reshape(grad_out, specs[0].shape),
-        view=lambda backend, data, call: backend.reshape(data, call.shape),
+        view=lambda backend, data, call: backend.reshape(data, call.outputs[0].shape),
     )
 )
 
@@ -86,7 +86,7 @@ def reshape(x: Array, shape: int | tuple[int, ...]) -> Array:
         rest = size_of(tuple(extent for extent in wanted if extent != -1))
         if rest and x.size % rest == 0:
             wanted = tuple(x.size // rest if extent == -1 else extent for extent in wanted)
-    if any(extent < 0 for extent in wanted) or size_of(wanted) != x.size:
+    if min(wanted, default=0) < 0 or size_of(wanted) != x.size:
         raise ShapeError(f"reshape: {x.size} elements of shape {x.shape} do not fit shape {shape}")
     return apply(_RESHAPE, x, shape=wanted)
 

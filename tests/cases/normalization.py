@@ -20,9 +20,7 @@ def states(like: ng.Array) -> tuple[State, State]:
     return tuple(
         State(
             device.backend(like.device).from_host(np.resize(value, channels).astype(like.dtype)),
-            channels,
-            like.dtype,
-            like.device,
+            like.spec._replace(shape=channels),
         )
         for value in (MEAN, VAR)
     )
