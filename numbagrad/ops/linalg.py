@@ -113,10 +113,14 @@ def _matmul_workspace(call: Call):
     a, _, _, bank = call.inputs
     if call.device != "cpu" or _is_few(call.outputs[0].shape[-2], call.transpose_a):
         return [((0, 0), np.int64), ((0,), a.dtype), ((0,), a.dtype)]
-    tail = 0 if bank.size else BLOCK_STEPS * TILE_COLUMNS * strip_width(1, a.dtype.itemsize)
-    turned = call.transpose_a and call.outputs[0].shape[-1] >= TURNED_COLUMNS
-    block = BLOCK_ROWS * (BLOCK_STEPS + strip_width(1, a.dtype.itemsize)) if turned else 0
-    return [((3, BLOCK_ROWS), np.int64), ((tail,), a.dtype), ((block,), a.dtype)]
+    m, n = call.outputs[0].shape[-2:]
+    lanes = strip_width(1, a.dtype.itemsize)
+    steps = min(_rows_columns(a.shape, call.transpose_a)[1], BLOCK_STEPS)
+    rows = min(m, BLOCK_ROWS)
+    tail = 0 if bank.size or n % lanes == 0 else steps * TILE_COLUMNS * lanes
+    turned = call.transpose_a and n >= TURNED_COLUMNS
+    block = rows * (BLOCK_STEPS + lanes) if turned else 0
+    return [((3, rows), np.int64), ((tail,), a.dtype), ((block,), a.dtype)]
 
 
 def _is_few(rows: int, transpose_a: bool) -> bool:
