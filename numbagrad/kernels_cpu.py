@@ -1781,8 +1781,9 @@ def winograd_backward_weight(
 # notes where in its window it was found, r kernel_size[1] + s, as a number of x's own dtype: so
 # one vector compares values and another carries their places.
 #
-# These run at memory speed from about 16 channels on. With 6, a vector holds one pixel and ten idle
-# lanes, and the kernels reach a third to a half of that: the pixels, not the bytes, take the time.
+# Windows that tile the image run at half of memory speed or more from about 16 channels on. With 6,
+# a vector holds one pixel and ten idle lanes: the pixels, not the bytes, take the time, down to an
+# eighth of memory speed where windows overlap and are added up.
 
 
 @njit
@@ -1947,8 +1948,8 @@ def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
 # words. So element i of a draw is a function of (seed, call, i) alone, whoever computes it: a
 # block gives elements 4 block to 4 block + 3, or in float64, from two words each, two elements.
 # `first` is the number of out's first element. Words are held in uint64, where they can't wrap.
-# Blocks are drawn one by one, at 2 to 10 ns an element, a tenth of memory speed: ten rounds of two
-# long multiplications leave little to gain without vectors of 64-bit products.
+# Blocks are drawn one by one, at a tenth of memory speed or less: ten rounds of two multiplications
+# to 64 bits each, for which `simd` has no vectors.
 
 PHILOX_0, PHILOX_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # multipliers
 WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # steps of the key
