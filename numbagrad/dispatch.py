@@ -579,11 +579,17 @@ class _Shards:
             np.int64,
         )
         allocator = devices.backend("cpu").allocator
+        # A partial output is as many arrays as there are shards, and so is workspace.
+        shapes = tuple(
+            (count, *shape) if isinstance(rows, str) else shape
+            for rows, shape in zip(split.outputs, views.outputs, strict=True)
+        )
         self.partial = [
-            allocator((count, *shape), spec.dtype) if isinstance(rows, str) else None
-            for rows, shape, spec in zip(split.outputs, views.outputs, call.outputs, strict=True)
+            allocator(shape, spec.dtype) if isinstance(rows, str) else None
+            for rows, shape, spec in zip(split.outputs, shapes, call.outputs, strict=True)
         ]
-        self.scratch = [allocator((count, *shape), dtype) for shape, dtype in workspace]
+        each_scratch = [((count, *shape), dtype) for shape, dtype in workspace]
+        self.scratch = [allocator(*wanted) for wanted in each_scratch]
         self.kernel = kernel
         pairs = zip(self.scalars, self.varies, strict=True)
         scalars = [value[0] if varies else value for value, varies in pairs]
@@ -594,25 +600,27 @@ class _Shards:
             "".join("p" if isinstance(rows, str) else "s" for rows in split.outputs),
             len(workspace),
         )
+        together = _stand_ins(call, Views(views.inputs, shapes), each_scratch, self.scalars)
+        status = np.empty(count, np.int32)
+        first = (self.address, status, self.bounds, self.rows)
+        self.enter = entry_point(self.driver, (*first, *together))
 
     def run(self, *arrays: np.ndarray) -> None:
         """Run the kernel on its inputs and outputs."""
-        inputs, outputs = arrays[: len(self.split.inputs)], arrays[len(self.split.inputs) :]
-        outs = [
-            out if allocate is None else allocate()
-            for out, allocate in zip(outputs, self.partial, strict=True)
-        ]
-        scratch = [allocate() for allocate in self.scratch]
+        count = len(self.split.inputs)
+        inputs, outputs = arrays[:count], arrays[count:]
+        outs = [new() if new else out for out, new in zip(outputs, self.partial)]
+        scratch = [new() for new in self.scratch]
         if state.threads != _threads:
             numba.set_num_threads(_threads)
             state.threads = _threads
         status = np.empty(self.count, np.int32)
-        self.driver(
+        self.enter(
             self.address, status, self.bounds, self.rows, *inputs, *self.scalars, *outs, *scratch
         )
-        if status.any():
+        if any(status.tolist()):
             self._raise_again(int(status.argmax()), inputs, outs, scratch)
-        for out, part, rows in zip(outputs, outs, self.split.outputs, strict=True):
+        for out, part, rows in zip(outputs, outs, self.split.outputs):
             if rows == "sum":
                 _sum_partials(part.reshape(-1), self.count, size_of(out.shape), out.reshape(-1))
             elif isinstance(rows, str):
