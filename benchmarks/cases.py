@@ -30,23 +30,23 @@ from .peers import (
     jax_max_pool,
     reference,
 )
+from .results import FORWARD, GRADIENTS
 
 F = torch.nn.functional
-FORWARD, GRADIENTS = "forward", "forward + gradients"
 
 
-def _case(family: str, name: str, part: str, operation: Operation) -> Case:
+def _case(family: str, name: str, part: str, operation: Operation, quick: bool = True) -> Case:
     def prepare(seed: int, compiled: bool) -> tuple:
         return contenders(operation, seed, compiled), reference(operation, seed)
 
-    return Case(family, name, part, prepare)
+    return Case(family, name, part, prepare, quick=quick)
 
 
-def _both(family: str, name: str, **operation: Any) -> list[Case]:
-    """Return the operation alone, and with its gradients."""
+def _both(family: str, name: str, quick: bool = True, **operation: Any) -> list[Case]:
+    """Return the operation alone, and with its gradients (all that a quick run measures)."""
     return [
-        _case(family, name, FORWARD, Operation(**operation)),
-        _case(family, name, GRADIENTS, Operation(**operation, gradients=True)),
+        _case(family, name, FORWARD, Operation(**operation), quick=False),
+        _case(family, name, GRADIENTS, Operation(**operation, gradients=True), quick),
     ]
 
 
@@ -137,12 +137,13 @@ CONVOLUTIONS = [
 
 def _convolutions() -> list[Case]:
     cases = []
-    for conv in CONVOLUTIONS:
+    for number, conv in enumerate(CONVOLUTIONS):
         window = {"stride": conv.stride, "padding": conv.padding, "groups": conv.groups}
         depth = conv.channels // conv.groups
         cases += _both(
             "conv",
             conv.name.strip(),
+            quick=number % 2 == 1,
             inputs=(
                 (IMAGE, (conv.batch, conv.size, conv.size, conv.channels)),
                 (FILTER, (conv.kernel, conv.kernel, depth, conv.filters)),
@@ -161,12 +162,12 @@ def _convolutions() -> list[Case]:
 def _pooling() -> list[Case]:
     shape = (64, 32, 32, 32)
     cases = []
-    for kind, small in (("", (128, 28, 28, 6)), ("", shape)):
-        n, h, w, c = small
+    for images in ((128, 28, 28, 6), shape):
+        n, h, w, c = images
         cases += _both(
             "pooling",
-            f"max 2x2, {n} of {h}x{w}x{c}{kind}",
-            inputs=((IMAGE, small),),
+            f"max 2x2, {n} of {h}x{w}x{c}",
+            inputs=((IMAGE, images),),
             output=IMAGE,
             ng=lambda x: ng.max_pool2d(x, 2),
             torch=lambda x: F.max_pool2d(x, 2),
@@ -257,9 +258,7 @@ def _softmax() -> list[Case]:
             inputs=((PLAIN, (rows, classes)),),
             ng=lambda x, labels=ours: ng.softmax_cross_entropy(x, labels),
             torch=lambda x, labels=theirs: F.cross_entropy(x, labels),
-            jax=lambda x, rows=rows_of, labels=labels: (
-                -jax.nn.log_softmax(x)[rows, labels].mean()
-            ),
+            jax=lambda x, rows=rows_of, labels=labels: -jax.nn.log_softmax(x)[rows, labels].mean(),
         )
     return cases
 

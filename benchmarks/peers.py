@@ -18,8 +18,7 @@ import torch
 import numbagrad as ng
 
 from .measure import INPUT_SETS, Contender, Run
-
-OURS = "numbagrad"
+from .results import OURS
 
 # What an array means decides how PyTorch wants it laid out.
 PLAIN, IMAGE, FILTER = "plain", "image", "filter"
