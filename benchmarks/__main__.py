@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +77,7 @@ def main(
         seed = secrets.randbelow(2**32) if seed is None else seed
         found = Report(machine.describe(), str(datetime.date.today()), seed, [])
         for count in counts if families else ():
-            task = worker.Task(count, tuple(families), seed, quick, compile and not quick)
+            task = worker.Task(count, families, seed, quick, compile and not quick)
             found.modes.append(_run(task))
         if PROCESSES in (only or (() if quick else (PROCESSES,))):
             found.processes = processes.measure(machine.cores(), _log)
@@ -119,23 +118,20 @@ def _run(task: worker.Task) -> Mode:
 def _work(task: worker.Task, out: Path) -> int:
     """Run one worker process; return its exit status."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker", str(out)],
+        [sys.executable, "-m", "benchmarks.worker", str(out), json.dumps(vars(task))],
         env={**os.environ, **worker.environment(task.threads)},
         cwd=ROOT,
-        stdin=subprocess.PIPE,
-        text=True,
     )
-    process.stdin.write(json.dumps(vars(task)))
-    process.stdin.close()
     seen, last = len(worker.read(out).started), time.monotonic()
-    while process.poll() is None:
-        time.sleep(1)
-        started: Sequence[str] = worker.read(out).started
-        for key in started[seen:]:
-            _log(f"{task.threads} thread{'s' * (task.threads > 1)}, {key}")
-            seen, last = len(started), time.monotonic()
-        if time.monotonic() - last > HUNG:
-            process.kill()
+    try:
+        while process.poll() is None and time.monotonic() - last < HUNG:
+            time.sleep(1)
+            started = worker.read(out).started
+            for key in started[seen:]:
+                _log(f"{task.threads} thread{'s' * (task.threads > 1)}, {key}")
+                seen, last = len(started), time.monotonic()
+    finally:
+        process.kill()  # if it hung, or this process is interrupted
     return process.wait()
 
 

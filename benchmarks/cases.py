@@ -276,6 +276,7 @@ def _elementwise() -> list[Case]:
             ng=ng.relu,
             torch=F.relu,
             jax=jax.nn.relu,
+            numpy=lambda x: np.maximum(x, 0),
         )
     cases += _both(
         "elementwise",
@@ -284,6 +285,7 @@ def _elementwise() -> list[Case]:
         ng=lambda x, bias: x + bias,
         torch=lambda x, bias: x + bias,
         jax=lambda x, bias: x + bias,
+        numpy=lambda x, bias: x + bias,
     )
     cases += _both(
         "elementwise",
@@ -300,6 +302,7 @@ def _elementwise() -> list[Case]:
         ng=lambda x, y: ng.tanh(x * y + x) * ng.exp(-y * y),
         torch=lambda x, y: torch.tanh(x * y + x) * torch.exp(-y * y),
         jax=lambda x, y: jax.numpy.tanh(x * y + x) * jax.numpy.exp(-y * y),
+        numpy=lambda x, y: np.tanh(x * y + x) * np.exp(-y * y),
         compiled=True,
     )
     return cases

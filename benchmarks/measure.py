@@ -28,7 +28,7 @@ LONG = 0.05  # seconds; a call of this length does not notice how it began
 class Effort:
     """How long to measure."""
 
-    seconds: float = 0.4  # for each contender of a case
+    seconds: float = 0.3  # for each contender of a case
     turn: float = 2e-3  # a turn lasts at least this long
     least: int = 5  # turns
     most: int = 41

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,6 +72,8 @@ def show(report: Report, console: Console) -> None:
         _show_targets(f"Targets, {_threads(mode)}", targets(mode), console)
         for line in mode.failures:
             console.print(f"[red]failed[/] {_threads(mode)}, {line}", highlight=False)
+        for line in mode.greedy:
+            console.print(f"[yellow]note[/] {_threads(mode)}, {line}", highlight=False)
     _show_targets("Targets, memory", memory_targets(report.processes.get("memory", [])), console)
 
 
@@ -315,6 +318,7 @@ def draw_roofline(report: Report, path: Path) -> None:
         2, len(report.modes), figsize=(6.4 * len(report.modes), 8.4), squeeze=False,
         layout="constrained", sharey="row",
     )  # fmt: skip
+    dots = {"alpha": 0.75, "linewidths": 0, "zorder": 3}
     for above, below, mode in zip(*axes, report.modes, strict=True):
         kernels = _kernels(mode)
         _draw_roof(above, mode)
@@ -323,45 +327,53 @@ def draw_roofline(report: Report, path: Path) -> None:
                 above.scatter(
                     kernel["flops"] / kernel["moved"],
                     kernel["flops"] / kernel["seconds"] / 1e9,
-                    color=colours[group_of(kernel["op"])], s=26, alpha=0.75, linewidths=0, zorder=3,
+                    color=colours[group_of(kernel["op"])], s=_area(kernel), **dots,
                 )  # fmt: skip
         for position, name in enumerate(names):
-            fractions = sorted(k["fraction"] for k in kernels if group_of(k["op"]) == name)
-            # Spread sideways, so that none hides another.
-            places = [
-                position + 0.6 * ((n + 0.5) / len(fractions) - 0.5) for n in range(len(fractions))
-            ]
-            below.scatter(places, fractions, color=colours[name], s=22, alpha=0.75, linewidths=0)
+            group = [kernel for kernel in kernels if group_of(kernel["op"]) == name]
+            group.sort(key=lambda kernel: kernel["fraction"])
+            for place, kernel in enumerate(group, 1):  # side by side, so that none hides another
+                across = position + 0.7 * (place / (len(group) + 1) - 0.5)
+                below.scatter(
+                    across, kernel["fraction"], color=colours[name], s=_area(kernel), **dots
+                )
         below.axhline(1, color="black", linewidth=1)
         below.set_xticks(range(len(names)), names, rotation=35, ha="right")
-        below.set_ylim(0, 1.25)
+        below.set_ylim(bottom=0)
         below.yaxis.set_major_formatter(PercentFormatter(1.0))
         below.grid(axis="y", alpha=0.3)
         above.set_title(_threads(mode))
     axes[0, 0].set_ylabel("GFLOP/s")
-    axes[1, 0].set_ylabel("of the roof (dispatch included)")
-    figure.suptitle(f"Every kernel against {report.machine['cpu']}, {report.date}")
+    axes[1, 0].set_ylabel("of the roof")
+    figure.suptitle(
+        f"Every kernel against {report.machine['cpu']}, {report.date}\n"
+        "calls in eager mode, dispatch included; the larger a dot, the longer the call"
+    )
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
+def _area(kernel: dict) -> float:
+    """Return the area of a kernel's dot: larger for one that takes longer."""
+    return 7.0 * max(1.0, 1 + math.log10(kernel["seconds"] / 1e-5))
+
+
 def _draw_roof(axis, mode: Mode) -> None:
     peak = mode.roof["peak"] / 1e9
+    low, high = 0.1, 1000.0
+    axis.hlines(peak, low, high, color="black", label=f"peak: {peak:.0f} GFLOP/s")
+    bandwidth = sorted((int(size), speed / 1e9) for size, speed in mode.roof["bandwidth"].items())
+    for number, (size, speed) in enumerate(bandwidth):
+        axis.plot(
+            [low, peak / speed], [low * speed, peak], color=str(0.2 + 0.17 * number), linewidth=1,
+            label=f"copy of {_bytes(size)}: {speed:.0f} GB/s",
+        )  # fmt: skip
     axis.set_xscale("log")
     axis.set_yscale("log")
-    low, high = 0.5, 1000.0
-    axis.hlines(peak, low, high, color="black")
-    axis.text(high, peak * 1.05, f"{peak:.0f} GFLOP/s", ha="right", va="bottom", fontsize=8)
-    for size, speed in mode.roof["bandwidth"].items():
-        speed /= 1e9
-        axis.plot([low, peak / speed], [low * speed, peak], color="grey", linewidth=0.8)
-        axis.text(
-            low * 1.05, low * speed * 1.1, f"{_bytes(int(size))}: {speed:.0f} GB/s",
-            fontsize=7, color="dimgrey",
-        )  # fmt: skip
     axis.set_xlim(low, high)
     axis.set_xlabel("FLOPs for each byte of inputs and outputs")
+    axis.legend(loc="lower right", fontsize=8)
     axis.grid(alpha=0.3)
 
 

@@ -1,7 +1,7 @@
 """Runs cases in a process of its own, whose libraries all have the same number of threads.
 
-``python -m benchmarks.worker OUT`` reads a `Task` as JSON from standard input and appends a line
-of JSON to the file ``OUT`` for the machine's roof, at the start of each case, and for its outcome.
+``python -m benchmarks.worker OUT TASK`` is given a `Task` as JSON. To the file ``OUT`` it
+appends a line of JSON for the machine's roof, at the start of each case, and for its outcome.
 A worker that is started again on the same file goes on where the last one died, behind the case
 that killed it.
 """
@@ -30,7 +30,7 @@ class Task:
     """What a worker is told to do."""
 
     threads: int
-    families: tuple[str, ...]
+    families: list[str]
     seed: int
     quick: bool
     compiled: bool
@@ -49,15 +49,13 @@ def environment(threads: int) -> dict[str, str]:
     return settings
 
 
-def main(out: Path) -> None:
+def main(out: Path, task: Task) -> None:
     """Run the cases of the task that are not in the file yet."""
     import torch
 
     from . import machine
     from .cases import FAMILIES
 
-    told = json.load(sys.stdin)
-    task = Task(**{**told, "families": tuple(told["families"])})
     torch.set_num_threads(task.threads)
     done = read(out)
     with out.open("a") as file:
@@ -138,4 +136,4 @@ def read(out: Path) -> Progress:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Task(**json.loads(sys.argv[2])))
