@@ -17,9 +17,10 @@ PLOT  := .venv/.installed-plot
 DEV   := .venv/.installed-dev
 CUDA  := .venv/.installed-cuda-test
 PEERS := .venv/.installed-peers
+BENCH := .venv/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-peers notebooks lint format clean distclean
+.PHONY: help demo test test-cuda test-peers notebooks bench bench-quick lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +48,12 @@ test-peers: $(PEERS) ## the same numbers as PyTorch
 notebooks: $(DEV) ## execute every notebook; the files stay as they are
 	$(PYTEST) --nbmake --nbmake-timeout=600 notebooks/*.ipynb
 
+bench: $(BENCH) ## speed against PyTorch, JAX and NumPy, written to benchmarks/results and the README
+	$(PY) -m benchmarks
+
+bench-quick: $(BENCH) ## a part of it on one thread, printed only
+	$(PY) -m benchmarks --quick
+
 lint: $(DEV) ## code style, formatting, and the floors
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -58,7 +65,7 @@ format: $(DEV) ## format the code and mend what ruff can mend
 
 clean: ## remove caches and build outputs (keeps .venv and runs)
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
-	find numbagrad tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+	find numbagrad tests benchmarks notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 		-prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well
@@ -94,5 +101,9 @@ $(CUDA): pyproject.toml $(DEV) | $(PY)
 
 $(PEERS): pyproject.toml $(DEV) | $(PY)
 	$(call install,dev$(comma)peers)
+
+$(BENCH): pyproject.toml $(DEV) | $(PY)
+	$(call install,dev$(comma)bench)
+	@touch $(PEERS)
 
 comma := ,

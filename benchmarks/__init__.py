@@ -1,0 +1,16 @@
+"""Benchmarks: numbagrad against PyTorch, JAX and NumPy, in one run on one machine.
+
+``python -m benchmarks`` (or ``make bench``) measures everything; see ``--help``. The files:
+
+========================  =========================================================
+``cases.py``              what is measured: operations
+``networks.py``           what is measured: training steps of whole networks
+``processes.py``          what needs a process of its own: memory, start-up, loading
+``peers.py``              the same work in PyTorch, JAX and NumPy
+``measure.py``            how contenders alternate, and what is checked
+``worker.py``             runs cases in a process with a given number of threads
+``machine.py``            the machine: name, versions, peak and bandwidth
+``results.py``            ratios, means and targets
+``report.py``             tables, the README, the roofline picture
+========================  =========================================================
+"""

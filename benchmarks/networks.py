@@ -1,0 +1,336 @@
+"""What is measured, case by case: training steps, the optimiser, the cost of calling an op."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+import numbagrad as ng
+
+from .measure import INPUT_SETS, Case, Contender, Run
+from .peers import IMAGE, torch_compiled, torch_tensor
+from .results import OURS
+from .twins import jax_adam, jax_moments, jax_twin, torch_twin
+
+LEARNING_RATE = 1e-3
+
+# ------------------------------------------------------------ training steps
+
+# Networks with the extent and the channels of their images, batch sizes, and those of them at which
+# torch.compile takes part: it needs up to a minute for each.
+STEPS = [
+    ("mlp", 28, 1, (1, 32, 128), (1, 128)),
+    ("lenet", 28, 1, (1, 32, 128), (1, 128)),
+    ("convnet6", 32, 3, (1, 32, 64, 128), (1, 64)),
+    ("resnet8", 32, 3, (1, 32, 128), (1, 128)),
+]
+# Those that have a target, see `results.targets`.
+TARGETED = (("lenet", 128), ("convnet6", 64), ("mlp", 128))
+
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+def step_cases() -> list[Case]:
+    """Return a training step (forward, loss, backward, Adam) of each network and batch size."""
+    return [
+        Case(
+            "steps",
+            f"{name}, batch {batch}",
+            "",
+            partial(_prepare_step, name, size, channels, batch, batch in compiled),
+            tolerance=1e-3,  # of the loss, before, and after one and two steps
+            quick=(name, batch) in TARGETED,
+        )
+        for name, size, channels, batches, compiled in STEPS
+        for batch in batches
+    ]
+
+
+def _prepare_step(
+    name: str, size: int, channels: int, batch: int, worth: bool, seed: int, compiled: bool
+):
+    rng = np.random.default_rng(seed)
+    batches = [
+        (
+            rng.normal(size=(batch, size, size, channels)).astype(np.float32),
+            rng.integers(0, 10, batch),
+        )
+        for _ in range(INPUT_SETS)
+    ]
+    ng.random.seed(seed)
+    model = ng.models.get(name, in_channels=channels, image_size=size)
+    theirs = partial(torch_step, model, batches)
+    ways = {OURS: _loss(partial(our_step, model, batches)), "PyTorch": _loss(theirs)}
+    if name != "mlp":
+        ways["PyTorch channels_last"] = _loss(partial(theirs, channels_last=True))
+    if compiled and worth:
+        ways["PyTorch compiled"] = _loss(partial(theirs, compiled=True))
+    ways["JAX"] = _loss(partial(_jax_step, model, batches))
+    exact = torch_step(model, batches, dtype=torch.float64)
+    return ways, lambda k: [exact(k).detach().numpy()]
+
+
+def _loss(make: Callable[[], Run]) -> Contender:
+    return Contender(make, lambda loss: [_as_numpy(loss)])
+
+
+def _as_numpy(loss: Any) -> np.ndarray:
+    return loss.detach().numpy() if isinstance(loss, torch.Tensor) else np.asarray(loss)
+
+
+def our_step(model: ng.layers.Module, batches: list[Batch]) -> Run:
+    """Return the function that does a step on the k-th batch, written as in the README."""
+    model = copy.deepcopy(model)  # the twins start from the same weights
+    model.train()
+    optimizer = ng.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    arrays = [(ng.asarray(images), ng.asarray(labels)) for images, labels in batches]
+
+    def step(k: int) -> ng.Array:
+        images, labels = arrays[k]
+        loss = ng.softmax_cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return step
+
+
+def torch_step(
+    model: ng.layers.Module,
+    batches: list[Batch],
+    channels_last: bool = False,
+    compiled: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Run:
+    """Return the same for the model's twin in PyTorch, with its fused Adam, the fastest it has."""
+    twin = torch_twin(model, batches[0][0].shape).to(dtype)
+    if channels_last:
+        twin = twin.to(memory_format=torch.channels_last)
+    tensors = [
+        (torch_tensor(IMAGE, images, channels_last).to(dtype), torch.from_numpy(labels))
+        for images, labels in batches
+    ]
+    optimizer = torch.optim.Adam(twin.parameters(), lr=LEARNING_RATE, fused=True)
+
+    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(twin(images), labels)
+
+    if compiled:
+        loss_of = torch_compiled(loss_of)
+
+    def step(k: int) -> torch.Tensor:
+        loss = loss_of(*tensors[k])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return step
+
+
+def _jax_step(model: ng.layers.Module, batches: list[Batch]) -> Run:
+    forward, params, stats = jax_twin(model)
+    arrays = [tuple(map(jax.numpy.asarray, batch)) for batch in batches]
+
+    def loss_of(params: list, stats: list, images: Any, labels: Any) -> tuple:
+        stats = list(stats)
+        logs = jax.nn.log_softmax(forward(params, stats, images))
+        return -logs[np.arange(len(labels)), labels].mean(), stats
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: tuple, images: Any, labels: Any) -> tuple:
+        params, stats, moments = state
+        slope = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, stats), grads = slope(params, stats, images, labels)
+        params, moments = jax_adam(params, grads, moments, LEARNING_RATE)
+        return (params, stats, moments), loss
+
+    state = params, stats, jax_moments(params)
+
+    def step(k: int) -> jax.Array:
+        nonlocal state
+        state, loss = jax.block_until_ready(update(state, *arrays[k]))
+        return loss
+
+    return step
+
+
+# ----------------------------------------------------------------- optimiser
+
+
+def optimiser_cases() -> list[Case]:
+    """Return a step of Adam on the parameters of two networks, and on one large one."""
+    shapes = {
+        f"Adam, {name}": [p.shape for p in ng.models.get(name).parameters()]
+        for name in ("lenet", "convnet6")
+    }
+    shapes["Adam, 1,000,000"] = [(1_000_000,)]
+    return [
+        Case("optimiser", name, "", partial(_prepare_adam, each)) for name, each in shapes.items()
+    ]
+
+
+def _prepare_adam(shapes: list[tuple[int, ...]], seed: int, compiled: bool):
+    rng = np.random.default_rng(seed)
+    sets = [[rng.normal(size=s).astype(np.float32) for s in shapes] for _ in range(INPUT_SETS + 1)]
+    *grads, start = sets
+    ways = {
+        OURS: Contender(
+            partial(_our_adam, start, grads), lambda params: [p.numpy() for p in params]
+        ),
+        "PyTorch": _torch_adam(start, grads),
+        "PyTorch fused": _torch_adam(start, grads, fused=True),
+        "JAX": Contender(
+            partial(_jax_adam, start, grads), lambda params: list(map(np.asarray, params))
+        ),
+    }
+    if compiled:
+        ways["PyTorch compiled"] = _torch_adam(start, grads, compiled=True)
+    exact = _torch_adam(start, grads, dtype=torch.float64)
+    run = exact.make()
+    return ways, lambda k: exact.arrays(run(k))
+
+
+def _our_adam(start: list, grads: list) -> Run:
+    params = [ng.layers.Parameter(value) for value in start]
+    optimizer = ng.optim.Adam(params, lr=LEARNING_RATE)
+    arrays = [[ng.asarray(grad) for grad in each] for each in grads]
+
+    def step(k: int) -> list:
+        for param, grad in zip(params, arrays[k], strict=True):
+            param.grad = grad
+        optimizer.step()
+        return params
+
+    return step
+
+
+def _torch_adam(
+    start: list,
+    grads: list,
+    fused: bool = False,
+    compiled: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Contender:
+    def make() -> Run:
+        params = [torch.nn.Parameter(torch.tensor(value, dtype=dtype)) for value in start]
+        optimizer = torch.optim.Adam(params, lr=LEARNING_RATE, fused=fused)
+        tensors = [[torch.tensor(grad, dtype=dtype) for grad in each] for each in grads]
+        update = torch_compiled(optimizer.step) if compiled else optimizer.step
+
+        def step(k: int) -> list:
+            for param, grad in zip(params, tensors[k], strict=True):
+                param.grad = grad
+            update()
+            return params
+
+        return step
+
+    return Contender(make, lambda params: [p.detach().numpy().copy() for p in params])
+
+
+def _jax_adam(start: list, grads: list) -> Run:
+    params = list(map(jax.numpy.asarray, start))
+    arrays = [list(map(jax.numpy.asarray, each)) for each in grads]
+    update = jax.jit(partial(jax_adam, lr=LEARNING_RATE), donate_argnums=(0, 2))
+    moments = jax_moments(params)
+
+    def step(k: int) -> list:
+        nonlocal params, moments
+        params, moments = jax.block_until_ready(update(params, arrays[k], moments))
+        return params
+
+    return step
+
+
+# ------------------------------------------------------- the cost of calling
+
+CHAIN = 100
+
+
+def dispatch_cases() -> list[Case]:
+    """Return what it costs to call an op at all: a product of 64 floats.
+
+    Alone, recorded on the tape, and walked back through. PyTorch in eager mode is the only peer:
+    the question makes no sense for what compiles whole functions.
+    """
+    return [
+        Case("dispatch", "64 floats, an op without gradient", "", partial(_prepare_op, False)),
+        Case("dispatch", "64 floats, an op on the tape", "", partial(_prepare_op, True)),
+        Case("dispatch", "64 floats, backward for each op", "", _prepare_backward, per=CHAIN),
+    ]
+
+
+def _operands(seed: int) -> list[list[np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [[rng.uniform(0.9, 1.1, 64).astype(np.float32) for _ in "xy"] for _ in range(INPUT_SETS)]
+
+
+def _prepare_op(recorded: bool, seed: int, compiled: bool):
+    sets = _operands(seed)
+
+    def ours() -> Run:
+        pairs = [tuple(map(ng.asarray, each)) for each in sets]
+        for x, _ in pairs:
+            x.requires_grad = recorded
+        return lambda k: pairs[k][0] * pairs[k][1]
+
+    def theirs() -> Run:
+        pairs = [tuple(map(torch.from_numpy, each)) for each in sets]
+        for x, _ in pairs:
+            x.requires_grad_(recorded)
+        return lambda k: pairs[k][0] * pairs[k][1]
+
+    ways = {
+        OURS: Contender(ours, lambda out: [out.numpy()]),
+        "PyTorch": Contender(theirs, lambda out: [out.detach().numpy()]),
+    }
+    return ways, lambda k: [np.prod(sets[k], axis=0, dtype=np.float64)]
+
+
+def _prepare_backward(seed: int, compiled: bool):
+    sets = _operands(seed)
+
+    def chain(x: Any, y: Any) -> Any:
+        for _ in range(CHAIN):
+            x = x * y
+        return x.sum()
+
+    def ours() -> Run:
+        pairs = [tuple(map(ng.asarray, each)) for each in sets]
+        for x, _ in pairs:
+            x.requires_grad = True
+        outs = [chain(*pair) for pair in pairs]
+
+        def run(k: int) -> ng.Array:
+            pairs[k][0].grad = None
+            outs[k].backward(retain_graph=True)
+            return pairs[k][0].grad
+
+        return run
+
+    def theirs() -> Run:
+        pairs = [tuple(map(torch.from_numpy, each)) for each in sets]
+        for x, _ in pairs:
+            x.requires_grad_()
+        outs = [chain(*pair) for pair in pairs]
+
+        def run(k: int) -> torch.Tensor:
+            pairs[k][0].grad = None
+            outs[k].backward(retain_graph=True)
+            return pairs[k][0].grad
+
+        return run
+
+    ways = {
+        OURS: Contender(ours, lambda grad: [grad.numpy()]),
+        "PyTorch": Contender(theirs, lambda grad: [grad.numpy()]),
+    }
+    return ways, lambda k: [sets[k][1].astype(np.float64) ** CHAIN]

@@ -1,0 +1,233 @@
+"""What a run of the benchmarks found, and what follows from it: ratios, means, targets.
+
+A ratio is the best peer's median divided by ours: above 1, numbagrad is faster.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .measure import Race
+
+OURS = "numbagrad"
+FORWARD, GRADIENTS = "forward", "forward + gradients"
+GREEDY = 1.25  # times the number of threads
+SMALL = "pooling", "norms", "softmax", "elementwise", "optimiser"
+
+
+@dataclass
+class Result:
+    """The outcome of one case."""
+
+    family: str
+    name: str
+    part: str
+    per: int
+    race: Race
+    kernels: list[dict] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Name and part."""
+        return f"{self.name}: {self.part}" if self.part else self.name
+
+    @property
+    def ours(self) -> float | None:
+        """Our median in seconds, of one operation."""
+        timing = self.race.timings.get(OURS)
+        return timing and timing.median / self.per
+
+    @property
+    def best_peer(self) -> tuple[str, float] | None:
+        """The fastest peer and its median in seconds."""
+        peers = {name: t for name, t in self.race.timings.items() if name != OURS}
+        if not peers:
+            return None
+        name = min(peers, key=lambda peer: peers[peer].median)
+        return name, peers[name].median / self.per
+
+    @property
+    def ratio(self) -> float | None:
+        """The best peer's median divided by ours."""
+        if not self.ours or not self.best_peer:
+            return None
+        return self.best_peer[1] / self.ours
+
+    @property
+    def spread(self) -> float | None:
+        """How far apart the quartiles of the ratio may be, relative to it."""
+        if self.ratio is None:
+            return None
+        timings = self.race.timings
+        return timings[OURS].spread + timings[self.best_peer[0]].spread
+
+    @classmethod
+    def from_json(cls, data: dict) -> Result:
+        """Return what ``asdict`` was called on."""
+        return cls(**{**data, "race": Race.from_json(data["race"])})
+
+
+@dataclass
+class Mode:
+    """All results with one number of threads."""
+
+    threads: int
+    roof: dict
+    results: list[Result]
+    fatal: list[str] = field(default_factory=list)  # cases that took their process down
+
+    def of(self, family: str, part: str | None = None) -> list[Result]:
+        """Return a family's results."""
+        return [
+            result
+            for result in self.results
+            if result.family == family and part in (None, result.part)
+        ]
+
+    @property
+    def failures(self) -> list[str]:
+        """What failed, in words."""
+        lines = [f"{key}: took its process down" for key in self.fatal]
+        for result in self.results:
+            for name, reason in result.race.failures.items():
+                lines.append(f"{result.family}: {result.label}: {name}: {reason}")
+        return lines
+
+    @property
+    def greedy(self) -> list[str]:
+        """Who kept more cores busy than it was given threads."""
+        return [
+            f"{result.family}: {result.label}: {name} kept {timing.cores:.1f} cores busy"
+            for result in self.results
+            for name, timing in result.race.timings.items()
+            if timing.cores > GREEDY * self.threads
+        ]
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether some result was wrong, or one of ours is missing."""
+        reasons = [reason for r in self.results for reason in r.race.failures.values()]
+        wrong = any(reason.startswith("WrongResult") for reason in reasons)
+        return wrong or bool(self.fatal) or any(result.ours is None for result in self.results)
+
+
+@dataclass
+class Report:
+    """Everything a run found on one machine."""
+
+    machine: dict
+    date: str
+    seed: int
+    modes: list[Mode]
+    processes: dict = field(default_factory=dict)  # see `processes.measure`
+
+    def save(self, path: Path) -> None:
+        """Write JSON; a run that is interrupted leaves the old file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".tmp")
+        partial.write_text(json.dumps(rounded(asdict(self)), indent=1) + "\n")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read what `save` wrote."""
+        data = json.loads(path.read_text())
+        modes = [
+            Mode(**{**mode, "results": [Result.from_json(each) for each in mode["results"]]})
+            for mode in data["modes"]
+        ]
+        return cls(**{**data, "modes": modes})
+
+
+def rounded(value: object) -> object:
+    """Round all floats to four digits: the others are noise, and make files long.
+
+    Examples
+    --------
+    >>> rounded({"a": [0.123456, 7]})
+    {'a': [0.1235, 7]}
+    """
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def geometric_mean(ratios: Iterable[float | None]) -> float | None:
+    """Return the geometric mean; None if there is nothing, or something is missing.
+
+    Examples
+    --------
+    >>> geometric_mean([0.5, 2.0, 8.0])
+    2.0
+    """
+    ratios = list(ratios)
+    if not ratios or not all(ratios):
+        return None
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+
+
+# ------------------------------------------------------------------- targets
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that numbagrad means to reach."""
+
+    name: str
+    value: float | None
+    bound: float
+    at_most: bool = False
+
+    @property
+    def passed(self) -> bool | None:
+        """None if it was not measured."""
+        if self.value is None:
+            return None
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+    @property
+    def wanted(self) -> str:
+        """The bound in words."""
+        return f"{'at most' if self.at_most else 'at least'} {self.bound:g}"
+
+
+STEP_TARGETS = (("lenet, batch 128", 1.4), ("convnet6, batch 64", 1.4), ("mlp, batch 128", 0.8))
+
+
+def targets(mode: Mode) -> list[Target]:
+    """Return the targets for speed, with what was reached."""
+    convolutions = ratios(mode.of("conv", GRADIENTS))
+    small = [ratio for family in SMALL for ratio in ratios(mode.of(family)) or [None]]
+    worst = None if None in convolutions else min(convolutions, default=None)
+    found = [
+        Target("matrix products, mean", geometric_mean(ratios(mode.of("gemm"))), 1.0),
+        Target("convolutions with gradients, mean", geometric_mean(convolutions), 1.5),
+        Target("convolutions with gradients, worst shape", worst, 0.8),
+        Target(", ".join(SMALL) + ", mean", geometric_mean(small), 1.5),
+    ]
+    steps = {result.name: result.ratio for result in mode.of("steps")}
+    found += [Target(f"training step, {name}", steps.get(name), b) for name, b in STEP_TARGETS]
+    return found
+
+
+def memory_targets(memory: Sequence[dict]) -> list[Target]:
+    """Return the targets for peak memory: ours over PyTorch's better one."""
+    found = []
+    for row in memory:
+        ours = row["peaks"][OURS]
+        theirs = min(peak for name, peak in row["peaks"].items() if name != OURS)
+        ratio = ours / theirs if theirs else None
+        found.append(Target(f"peak memory, {row['name']}", ratio, 1.0, at_most=True))
+    return found
+
+
+def ratios(results: Iterable[Result]) -> list[float | None]:
+    """Return the ratio of each."""
+    return [result.ratio for result in results]

@@ -1,0 +1,139 @@
+"""Runs cases in a process of its own, whose libraries all have the same number of threads.
+
+``python -m benchmarks.worker OUT TASK`` is given a `Task` as JSON. To the file ``OUT`` it
+appends a line of JSON for the machine's roof, at the start of each case, and for its outcome.
+A worker that is started again on the same file goes on where the last one died, behind the case
+that killed it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .measure import QUICK, Effort, race
+
+# Idle OpenMP threads were seen to spin for 2 to 3 ms after their work (PyTorch and Numba bring an
+# OpenMP runtime each), OpenBLAS's for 100 ms. On several threads each turn begins with a rest that
+# outlasts the former; `environment` shortens the latter. All else is as the libraries come.
+PAUSE = 5e-3
+OPENBLAS_SPIN = 22  # 2 ** 22 cycles: 2 ms
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is told to do."""
+
+    threads: int
+    families: list[str]
+    seed: int
+    quick: bool
+    compiled: bool
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return the settings that give every library this many threads."""
+    count = str(threads)
+    names = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"
+    settings = dict.fromkeys(names, count)
+    settings["OPENBLAS_THREAD_TIMEOUT"] = str(OPENBLAS_SPIN)
+    settings["JAX_PLATFORMS"] = "cpu"
+    settings["NPROC"] = count  # XLA's pool
+    if threads == 1:
+        settings["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    return settings
+
+
+def main(out: Path, task: Task) -> None:
+    """Run the cases of the task that are not in the file yet."""
+    import torch
+
+    from . import machine
+    from .cases import FAMILIES
+
+    torch.set_num_threads(task.threads)
+    done = read(out)
+    with out.open("a") as file:
+
+        def write(**line: Any) -> None:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+        if done.roof is None:
+            done.roof = machine.roof()
+            write(roof=done.roof)
+        for family in task.families:
+            for case in FAMILIES[family]():
+                if case.key in done.started or (task.quick and not case.quick):
+                    continue
+                write(started=case.key)
+                write(key=case.key, result=_run(case, task, done.roof))
+                gc.collect()
+
+
+def _run(case: Any, task: Task, roof: dict) -> dict:
+    """Return a case's outcome as a dict that `results.Result` can be made of."""
+    from . import kernels
+    from .results import OURS
+
+    result = {"family": case.family, "name": case.name, "part": case.part, "per": case.per}
+    try:
+        contenders, reference = case.prepare(task.seed, task.compiled)
+        outcome = race(
+            contenders,
+            reference,
+            case.tolerance,
+            QUICK if task.quick else Effort(),
+            PAUSE if task.threads > 1 else 0.0,
+        )
+        result["race"] = outcome.to_json()
+        if OURS in outcome.timings:
+            observed = kernels.observe(contenders[OURS].make(), roof)
+            result["kernels"] = [kernel.to_json() for kernel in observed]
+    except Exception as error:
+        traceback.print_exc()
+        failure = f"{type(error).__name__}: {str(error)[:200]}"
+        result.setdefault("race", {"timings": {}, "failures": {OURS: failure}})
+    return result
+
+
+@dataclass
+class Progress:
+    """What a worker's file says."""
+
+    roof: dict | None
+    results: list[dict]
+    started: list[str]
+    outcomes: set[str]
+
+    @property
+    def fatal(self) -> list[str]:
+        """The cases without an outcome: each took its worker down."""
+        return [key for key in self.started if key not in self.outcomes]
+
+
+def read(out: Path) -> Progress:
+    """Read a worker's file. Its last line may be cut off."""
+    progress = Progress(None, [], [], set())
+    for text in out.read_text().splitlines() if out.exists() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if "roof" in line:
+            progress.roof = line["roof"]
+        elif "started" in line:
+            progress.started.append(line["started"])
+        else:
+            progress.results.append(line["result"])
+            progress.outcomes.add(line["key"])
+    return progress
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Task(**json.loads(sys.argv[2])))

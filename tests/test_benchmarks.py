@@ -1,0 +1,178 @@
+"""The benchmarks' own functions; nothing here looks at a clock's figures."""
+
+import doctest
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import machine, measure, report, results, worker
+from benchmarks.measure import QUICK, Contender, Race, Timing, race
+from benchmarks.results import Mode, Report, Result, Target
+
+
+@pytest.mark.parametrize("module", [machine, measure, report, results])
+def test_examples(module):
+    assert doctest.testmod(module).failed == 0
+
+
+def contender(factor=1.0, error=None):
+    def run(k):
+        if error is not None:
+            raise error
+        return factor * np.arange(3.0) + k
+
+    return Contender(lambda: run, lambda out: [out])
+
+
+def expected(k):
+    return [np.arange(3.0) + k]
+
+
+def test_race_measures_all_and_notes_who_fails():
+    ways = {
+        "numbagrad": contender(),
+        "other": contender(),
+        "wrong": contender(1.01),
+        "broken": contender(error=ValueError("no\nsecond line")),
+    }
+    outcome = race(ways, expected, 1e-4, QUICK, pause=0.0)
+    assert set(outcome.timings) == {"numbagrad", "other"}
+    assert all(timing.median > 0 for timing in outcome.timings.values())
+    assert outcome.failures["wrong"].startswith("WrongResult: output 0 is off by")
+    assert outcome.failures["broken"].startswith("ValueError: no (test_benchmarks.py:")
+
+
+def test_not_a_number_is_wrong():
+    with pytest.raises(measure.WrongResult):
+        measure.require_close([np.array([np.nan])], [np.array([1.0])], 0.1)
+
+
+@pytest.mark.parametrize(("turns", "rounds"), [(3, 41), (41, 41), (7, 9), (1, 5)])
+def test_turns_are_spread_over_the_race(turns, rounds):
+    due = [measure._is_due(number, turns, rounds) for number in range(rounds)]
+    assert sum(due) == turns
+    assert due[0]
+
+
+def result(family, name, ours, *peers, part="", per=1, failures=None):
+    timings = {"numbagrad": ours} | {f"peer {k}": t for k, t in enumerate(peers)}
+    timings = {n: Timing(t, 0.1, 5, 1.0) for n, t in timings.items() if t is not None}
+    return Result(family, name, part, per, Race(timings, failures or {}))
+
+
+def test_ratio_is_to_the_best_peer():
+    one = result("gemm", "16", 2.0, 6.0, 4.0, per=10)
+    assert one.best_peer == ("peer 1", 0.4)
+    assert one.ours == 0.2
+    assert one.ratio == 2.0
+    assert result("gemm", "16", None, 1.0).ratio is None
+    assert result("gemm", "16", 1.0).ratio is None
+
+
+def test_geometric_mean_of_something_missing():
+    assert results.geometric_mean([]) is None
+    assert results.geometric_mean([1.0, None]) is None
+
+
+def some_report():
+    mode = Mode(
+        1,
+        {"peak": 1e11, "bandwidth": {"65536": 4e10, "268435456": 1e10}},
+        [
+            result("gemm", "16", 1.0, 1.2),
+            result("conv", "a", 1.0, 2.0, part=results.GRADIENTS),
+            result("conv", "b", 1.0, 0.5, part=results.GRADIENTS),
+            result("conv", "a", 1.0, 9.0, part=results.FORWARD),
+            result("softmax", "c", 1.0, 1.6),
+            result("dispatch", "64 floats, an op", 1e-6, 2e-6),
+            result("steps", "lenet, batch 128", 2.0, 3.0),
+        ],
+    )
+    kernel = {"op": "conv2d", "shapes": "1 -> 2", "flops": 2e9, "moved": 1e8}
+    mode.results[1].kernels.append(kernel | {"seconds": 0.04, "fraction": 0.5})
+    described = {
+        "cpu": "Some CPU", "architecture": "some", "cores": 1, "python": "3.12",
+        "versions": dict.fromkeys(["torch", "jax", "numpy", "numba"], "1.0"),
+    }  # fmt: skip
+    processes = {
+        "memory": [
+            {
+                "name": "mlp",
+                "peaks": {"numbagrad": 100, "PyTorch": 300, "PyTorch channels_last": 80},
+            }
+        ],
+        "startup": {"numbagrad, full cache": 1.0, "PyTorch": 2.0},
+        "loading": [
+            {"library": "numbagrad", "workers": 1, "images_per_second": 5.0, "waiting": 0.1}
+        ],
+    }
+    return Report(described, "2026-11-22", 7, [mode], processes)
+
+
+def test_targets():
+    found = {target.name: target for target in results.targets(some_report().modes[0])}
+    assert found["matrix products, mean"].passed
+    assert found["convolutions with gradients, mean"].value == pytest.approx(1.0)
+    assert found["convolutions with gradients, mean"].passed is False
+    assert found["convolutions with gradients, worst shape"].value == 0.5
+    assert found["training step, lenet, batch 128"].passed
+    assert found["training step, mlp, batch 128"].passed is None
+    (memory,) = results.memory_targets(some_report().processes["memory"])
+    assert memory.value == pytest.approx(1.25)
+    assert not memory.passed
+    assert Target("x", 1.0, 1.0, at_most=True).passed
+
+
+def test_report_survives_its_file(tmp_path):
+    path = tmp_path / "new" / "machine.json"
+    before = some_report()
+    before.save(path)
+    assert Report.load(path) == before
+    assert [each.name for each in path.parent.iterdir()] == ["machine.json"]
+
+
+def test_wrong_or_missing_results_fail_the_run():
+    mode = some_report().modes[0]
+    assert not mode.is_wrong
+    mode.results.append(result("gemm", "d", 1.0, 1.0, failures={"peer 1": "RuntimeError: no"}))
+    assert not mode.is_wrong
+    assert mode.failures == ["gemm: d: peer 1: RuntimeError: no"]
+    mode.results[-1].race.failures["peer 1"] = "WrongResult: off"
+    assert mode.is_wrong
+    mode.results[-1] = result("gemm", "d", None, 1.0)
+    assert mode.is_wrong
+
+
+def test_readme_block():
+    text = report.readme_block(some_report(), "docs/roofline.png")
+    assert "Some CPU (some), 1 cores, 2026-11-22" in text
+    assert "| convolutions with both gradients (2) | 1.00 (0.50) |" in text
+    assert "| lenet, batch 128 | **1.50**: 2.00 s, peer 0 3.00 s |" in text
+    assert "mlp 1.25" in text
+    new = report.replace_marked("a <!-- benchmark -->x<!-- /benchmark --> b", text)
+    assert report.replace_marked(new, text) == new
+    with pytest.raises(ValueError, match="once each"):
+        report.replace_marked("<!-- /benchmark --><!-- benchmark -->", text)
+
+
+def test_readme_has_the_markers():
+    text = (report.Path(__file__).parent.parent / "README.md").read_text()
+    assert report.replace_marked(text, "new") != text
+
+
+def test_picture_is_drawn(tmp_path):
+    report.draw_roofline(some_report(), tmp_path / "docs" / "roofline.png")
+    assert (tmp_path / "docs" / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_workers_file_tells_what_killed_it(tmp_path):
+    path = tmp_path / "results.jsonl"
+    assert worker.read(path).roof is None
+    lines = [{"roof": {}}, {"started": "a"}, {"key": "a", "result": {}}, {"started": "b"}]
+    lines += [{"started": "c"}, {"key": "c", "result": {}}]
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"star')
+    progress = worker.read(path)
+    assert progress.started == ["a", "b", "c"]
+    assert len(progress.results) == 2
+    assert progress.fatal == ["b"]
