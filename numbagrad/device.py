@@ -11,6 +11,7 @@ import bisect
 import contextlib
 import functools
 import importlib.util
+import itertools
 import math
 import mmap
 import sys
@@ -18,7 +19,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -151,6 +152,55 @@ class Pool:
 pool = Pool()
 
 
+class _Arena(threading.local):
+    """Memory that a Python thread's kernels use one after the other, as workspace.
+
+    It is as large as the most that one of them wanted, and stays in cache from one to the next.
+    """
+
+    def __init__(self):
+        self.memory = np.empty(0, np.uint8)
+        self.carved: weakref.WeakKeyDictionary[Workspace, list] = weakref.WeakKeyDictionary()
+
+
+_arena = _Arena()
+
+
+class Workspace:
+    """The scratch arrays of a kernel: calling it gives them, with whatever is in them.
+
+    Parameters
+    ----------
+    wanted
+        Shape and dtype of each.
+    copies
+        If given, each array is as many, along a new first axis: one for each thread.
+    """
+
+    def __init__(self, wanted: Sequence[tuple], copies: int | None = None):
+        each = () if copies is None else (copies,)
+        self.wanted = [((*each, *shape), dtype) for shape, dtype in wanted]
+
+    def __call__(self) -> list[np.ndarray]:
+        arrays = _arena.carved.get(self)
+        return self._carve() if arrays is None else arrays
+
+    def _carve(self) -> list[np.ndarray]:
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self.wanted]
+        starts = [0, *itertools.accumulate(-(-size // LINE) * LINE for size in sizes)]
+        if starts[-1] > _arena.memory.size:
+            _arena.carved.clear()  # nobody should keep the old memory
+            raw = np.empty(starts[-1] + LINE, np.uint8)
+            first = -raw.ctypes.data % LINE
+            _arena.memory = raw[first : first + starts[-1]]
+        arrays = [
+            _arena.memory[start : start + size].view(dtype).reshape(shape)
+            for start, size, (shape, dtype) in zip(starts, sizes, self.wanted, strict=False)
+        ]
+        _arena.carved[self] = arrays
+        return arrays
+
+
 class CPU:
     """Buffers are C-contiguous NumPy arrays."""
 
@@ -166,6 +216,8 @@ class CPU:
         if nbytes < POOLED_FROM:
             return partial(np.empty, shape, dtype)
         return partial(pool.empty, shape, dtype, nbytes)
+
+    workspace = Workspace
 
     @staticmethod
     def from_host(value: np.ndarray) -> np.ndarray:
@@ -243,6 +295,11 @@ class CUDA:
 
     def allocator(self, shape, dtype):
         return partial(self.support.empty, shape, dtype, self.stream)
+
+    def workspace(self, wanted):
+        """Return a function that gives a kernel's scratch arrays."""
+        allocators = [self.allocator(*each) for each in wanted]
+        return lambda: [new() for new in allocators]
 
     def from_host(self, value: np.ndarray):
         return self.support.to_device(value, self.stream)

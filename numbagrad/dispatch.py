@@ -413,7 +413,7 @@ def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
         def run(inputs, targets):
             x0, x1, = inputs
             out0, = targets or (Array(new_out0(), spec_out0),)
-            returned = kernel(reshape(x0._data, shape_x0), ..., param0, ..., new_work0())
+            returned = kernel(reshape(x0._data, shape_x0), ..., param0, ..., *workspace())
             if returned is not None:
                 refuse(returned)
             return out0,
@@ -450,8 +450,8 @@ def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
         arguments += [name(f"param{k}", value) for k, value in enumerate(views.scalars)]
     arguments += map(seen_by_kernel, written, call.outputs, views.outputs)
     if not shards:
-        for k, wanted in enumerate(workspace):
-            arguments.append(name(f"new_work{k}", backend.allocator(*wanted)) + "()")
+        if workspace:
+            arguments.append("*" + name("workspace", backend.workspace(workspace)) + "()")
         arguments += [name(f"launch{k}", x) for k, x in enumerate(backend.launch_arguments)]
     made = [new(array, spec) for array, spec in zip(written, call.outputs, strict=True)]
     text = f"""
@@ -579,7 +579,7 @@ class _Shards:
             np.int64,
         )
         allocator = devices.backend("cpu").allocator
-        # A partial output is as many arrays as there are shards, and so is workspace.
+        # A partial output is as many arrays as there are shards; workspace, as there are threads.
         shapes = tuple(
             (count, *shape) if isinstance(rows, str) else shape
             for rows, shape in zip(split.outputs, views.outputs, strict=True)
@@ -588,8 +588,7 @@ class _Shards:
             allocator(shape, spec.dtype) if isinstance(rows, str) else None
             for rows, shape, spec in zip(split.outputs, shapes, call.outputs, strict=True)
         ]
-        each_scratch = [((count, *shape), dtype) for shape, dtype in workspace]
-        self.scratch = [allocator(*wanted) for wanted in each_scratch]
+        self.workspace = devices.CPU.workspace(workspace, numba.config.NUMBA_NUM_THREADS)
         self.kernel = kernel
         pairs = zip(self.scalars, self.varies, strict=True)
         scalars = [value[0] if varies else value for value, varies in pairs]
@@ -600,7 +599,9 @@ class _Shards:
             "".join("p" if isinstance(rows, str) else "s" for rows in split.outputs),
             len(workspace),
         )
-        together = _stand_ins(call, Views(views.inputs, shapes), each_scratch, self.scalars)
+        together = _stand_ins(
+            call, Views(views.inputs, shapes), self.workspace.wanted, self.scalars
+        )
         status = np.empty(count, np.int32)
         first = (self.address, status, self.bounds, self.rows)
         self.enter = entry_point(self.driver, (*first, *together))
@@ -610,7 +611,7 @@ class _Shards:
         count = len(self.split.inputs)
         inputs, outputs = arrays[:count], arrays[count:]
         outs = [new() if new else out for out, new in zip(outputs, self.partial)]
-        scratch = [new() for new in self.scratch]
+        scratch = self.workspace()
         if state.threads != _threads:
             numba.set_num_threads(_threads)
             state.threads = _threads
@@ -642,7 +643,7 @@ class _Shards:
             out[shard] if partial else out[lo * r : hi * r] if r else out
             for out, r, partial in triples
         ]
-        return [*ins, *scalars, *outs, *(array[shard] for array in scratch)]
+        return [*ins, *scalars, *outs, *(array[0] for array in scratch)]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -669,24 +670,25 @@ def shard_driver(inputs: str, scalars: str, outputs: str, scratch: int) -> Calla
     outputs
         For each output ``s`` (sliced) or ``p`` (partial: one for each shard).
     scratch
-        How many workspace arrays the kernel wants, one of each for each shard.
+        How many workspace arrays the kernel wants, one of each for each thread.
     """
     names, arguments = [], []
     arrays = 0
     kinds = [("x", k) for k in inputs] + [("param", k) for k in scalars]
-    kinds += [("out", k) for k in outputs] + [("work", "p")] * scratch
+    kinds += [("out", k) for k in outputs] + [("work", "t")] * scratch
     for role, kind in kinds:
         name = f"{role}{sum(given.startswith(role) for given in names)}"
         names.append(name)
         if kind == "s":
             arguments.append(f"{name}[lo * rows[{arrays}] : hi * rows[{arrays}]]")
         else:
-            arguments.append(f"{name}[shard]" if kind in "vp" else name)
+            index = {"v": "[shard]", "p": "[shard]", "t": "[get_thread_id()]"}
+            arguments.append(name + index.get(kind, ""))
         arrays += role != "param"
     listed = (",\n" + " " * 12).join(arguments)
     text = f'''"""A kernel on its shards, spread over threads. Written by numbagrad.dispatch."""
 
-from numba import prange
+from numba import get_thread_id, prange
 
 from numbagrad.jit import call_kernel, njit
 
