@@ -27,6 +27,8 @@ def require_arrays(op: str, **named: Any) -> None:
 
 def as_ints(op: str, name: str, value: Any) -> tuple[int, ...]:
     """Return an int, or a sequence of ints, as a tuple; whatever else is refused."""
+    if type(value) is tuple and set(map(type, value)) == {int}:
+        return value  # the usual case, and the quick one
     try:
         many = (value,) if isinstance(value, (int, np.integer)) else tuple(value)
     except TypeError:
