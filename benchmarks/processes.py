@@ -63,7 +63,7 @@ def _batches(size: int, channels: int, batch: int) -> list[tuple[np.ndarray, np.
 
 
 def _memory(threads: int, log: Callable) -> list[dict]:
-    """Return the peak of a training step above what the process held before it, in bytes."""
+    """Return the bytes that training takes at its peak: model, Adam's moments, batch, step."""
     rows = []
     for name, batch in MEMORY_STEPS:
         log(f"peak memory of a step: {name}, batch {batch}")
@@ -77,10 +77,11 @@ def _memory(threads: int, log: Callable) -> list[dict]:
 
 
 def _answer_memory(way: str, name: str, batch: str) -> int:
-    """Do a small step, so that all code is loaded; then see how far three real ones go beyond.
+    """Do a small step, so that all code is loaded; then see how far real training goes beyond.
 
-    Kernels are in the cache by then. The peak is the kernel's own count of resident memory
-    (VmHWM, reset before); where there is none, the growth of ``ru_maxrss``.
+    PyTorch makes Adam's moments in the first step and numbagrad with the optimiser, so the count
+    begins before either. Our kernels are in the cache by then. The peak is Linux's own count of
+    resident memory (VmHWM, reset before); elsewhere, the growth of ``ru_maxrss``.
     """
     from . import networks
 
@@ -90,8 +91,9 @@ def _answer_memory(way: str, name: str, batch: str) -> int:
     if way != "numbagrad":
         make = partial(networks.torch_step, channels_last="channels_last" in way)
     make(model, _batches(size, channels, 2))(0)
-    step = make(model, _batches(size, channels, int(batch)))
+    batches = _batches(size, channels, int(batch))
     before = _reset_peak()
+    step = make(model, batches)
     for _ in range(3):
         step(0)
     return _peak() - before
@@ -216,7 +218,7 @@ def _loading(threads: int, log: Callable) -> list[dict]:
 
 def _answer_loading(library: str, workers: str) -> tuple[float, float]:
     """Walk the second epoch (the first starts workers) alone, then with LeNet's training steps."""
-    from . import networks
+    import numbagrad as ng
 
     rng = np.random.default_rng(0)
     images = rng.random((IMAGES, SIDE, SIDE, 3)).astype(np.float32)
@@ -229,7 +231,7 @@ def _answer_loading(library: str, workers: str) -> tuple[float, float]:
     count = sum(len(batch[1]) for batch in loader)
     speed = count / (time.perf_counter() - started)
 
-    model = networks.ng.models.lenet(in_channels=3, image_size=SIDE)
+    model = ng.models.lenet(in_channels=3, image_size=SIDE)
     step = _trainer(library, model)
     step(*next(iter(loader)))
     waited, batches = 0.0, iter(loader)

@@ -78,7 +78,11 @@ def show(report: Report, console: Console) -> None:
 
 
 def _threads(mode: Mode) -> str:
-    return "1 thread" if mode.threads == 1 else f"{mode.threads} threads"
+    return _count(mode.threads, "thread")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -143,7 +147,7 @@ def _kernels(mode: Mode) -> list[dict]:
 def _show_processes(processes: dict, console: Console) -> None:
     if not processes:
         return
-    table = _table("Peak memory of a training step", "step", "MB", "")
+    table = _table("Peak memory of training: model, moments, batch, step", "step", "MB", "")
     for row in processes["memory"]:
         for name, peak in row["peaks"].items():
             table.add_row(row["name"], f"{peak / 1e6:.1f}", name)
@@ -197,7 +201,8 @@ def readme_block(report: Report, picture: str) -> str:
     """Return what the README says about speed, in Markdown."""
     machine, versions = report.machine, report.machine["versions"]
     lines = [
-        f"{machine['cpu']} ({machine['architecture']}), {machine['cores']} cores, {report.date}: "
+        f"{machine['cpu']} ({machine['architecture']}), {_count(machine['cores'], 'core')}, "
+        f"{report.date}: "
         f"PyTorch {versions['torch']}, JAX {versions['jax']}, NumPy {versions['numpy']}, "
         f"Numba {versions['numba']}, Python {machine['python']}.",
         "",
@@ -255,7 +260,8 @@ def _also(report: Report) -> list[str]:
             for target in memory_targets(report.processes["memory"])
         ]
         lines.append(
-            f"- Peak memory of a training step, PyTorch's better layout = 1: {'; '.join(peaks)}."
+            "- Peak memory of training (model, moments, batch, step), PyTorch's better layout = 1: "
+            f"{'; '.join(peaks)}."
         )
         starts = [f"{name} {value:.1f} s" for name, value in report.processes["startup"].items()]
         lines.append(
