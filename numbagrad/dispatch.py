@@ -11,22 +11,24 @@ The eager interpreter decides once for each op, shapes and parameters, and keeps
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from types import CodeType
 from typing import Any
 
 import numba
 import numpy as np
+from numba import get_thread_id, prange
 
 from . import device as devices
 from .array import FLOATS, Array, Spec, State, require_same_device, size_of
 from .errors import NO_ERROR
-from .jit import RETURNS, address_of, entry_point, load_source
+from .jit import RETURNS, entry_address, entry_point, njit, start, words_of
 
 # Sharding. All of it depends on shapes only, so that bits do not depend on the thread count.
 SHARD_NS = 20_000  # a shard takes at least this long, or threads cost more than they gain
@@ -555,56 +557,49 @@ def _choose_shards(op, call, views, kernel, workspace) -> _Shards | None:
 
 
 class _Shards:
-    """A call cut into shards, run by an emitted driver on Numba's threads."""
+    """A call cut into shards, run by one loop on Numba's threads."""
 
     def __init__(self, split, bounds, views, kernel, workspace, call):
-        self.split, self.bounds = split, bounds
-        count = len(bounds) - 1
-        self.count = count
+        self.split, self.bounds, self.kernel = split, bounds, kernel
+        self.count = len(bounds) - 1
         whole = views.scalars
-        each = [
+        self.scalars = [
             split.scalars(whole, int(lo), int(hi)) if split.scalars else whole
             for lo, hi in pairwise(bounds)
         ]
-        # A parameter that a shard has otherwise than the whole becomes an array, one entry each.
-        self.varies = tuple(
-            any(not _same(one[k], whole[k]) for one in each) for k in range(len(whole))
-        )
-        self.scalars = [
-            np.array([one[k] for one in each]) if varies else whole[k]
-            for k, varies in enumerate(self.varies)
-        ]
-        self.rows = np.array(
-            [rows if isinstance(rows, int) else 0 for rows in (*split.inputs, *split.outputs)],
-            np.int64,
-        )
-        allocator = devices.backend("cpu").allocator
         # A partial output is as many arrays as there are shards; workspace, as there are threads.
         shapes = tuple(
-            (count, *shape) if isinstance(rows, str) else shape
+            (self.count, *shape) if isinstance(rows, str) else shape
             for rows, shape in zip(split.outputs, views.outputs, strict=True)
         )
+        allocator = devices.backend("cpu").allocator
         self.partial = [
             allocator(shape, spec.dtype) if isinstance(rows, str) else None
             for rows, shape, spec in zip(split.outputs, shapes, call.outputs, strict=True)
         ]
         self.workspace = devices.CPU.workspace(workspace, numba.config.NUMBA_NUM_THREADS)
-        self.kernel = kernel
-        pairs = zip(self.scalars, self.varies, strict=True)
-        scalars = [value[0] if varies else value for value, varies in pairs]
-        self.address = address_of(kernel, _stand_ins(call, views, workspace, scalars))
-        self.driver = shard_driver(
-            "".join("s" if rows else "w" for rows in split.inputs),
-            "".join("v" if varies else "c" for varies in self.varies),
-            "".join("p" if isinstance(rows, str) else "s" for rows in split.outputs),
-            len(workspace),
-        )
-        together = _stand_ins(
-            call, Views(views.inputs, shapes), self.workspace.wanted, self.scalars
-        )
-        status = np.empty(count, np.int32)
-        first = (self.address, status, self.bounds, self.rows)
-        self.enter = entry_point(self.driver, (*first, *together))
+        if not numba.config.DISABLE_JIT:
+            dtypes = [spec.dtype for spec in (*call.inputs, *call.outputs)]
+            pairs = zip((*views.inputs, *shapes), dtypes, strict=True)
+            self._lay_out_words(pairs, len(call.inputs))
+
+    def _lay_out_words(self, arrays, inputs: int) -> None:
+        """Prepare each shard's arguments as words, which lack but the addresses of the arrays."""
+        arrays = [np.empty(shape, dtype) for shape, dtype in arrays]  # anywhere
+        scratch = [np.empty(shape, dtype) for shape, dtype in self.workspace.wanted]
+        rows = []
+        for shard in range(self.count):
+            arguments = self._arguments(shard, arrays[:inputs], arrays[inputs:], scratch)
+            rows.append([words_of(argument) for argument in arguments])
+        self.entry = entry_address(self.kernel, arguments)
+        places = list(itertools.accumulate(map(len, rows[0]), initial=0))
+        end = len(arguments)
+        kept = [*range(inputs), *range(end - len(arrays) - len(scratch) + inputs, end)]
+        self.addresses = [places[k] for k in kept]
+        self.words = np.array([list(itertools.chain(*row)) for row in rows], np.int64)
+        self.words[:, self.addresses] -= _addresses([*arrays, *scratch])
+        for k, array in enumerate(scratch, len(arrays)):
+            self.words[:, self.addresses[k] + 1] = array.strides[0]
 
     def run(self, *arrays: np.ndarray) -> None:
         """Run the kernel on its inputs and outputs."""
@@ -612,15 +607,18 @@ class _Shards:
         inputs, outputs = arrays[:count], arrays[count:]
         outs = [new() if new else out for out, new in zip(outputs, self.partial)]
         scratch = self.workspace()
-        if state.threads != _threads:
-            numba.set_num_threads(_threads)
-            state.threads = _threads
-        status = np.empty(self.count, np.int32)
-        self.enter(
-            self.address, status, self.bounds, self.rows, *inputs, *self.scalars, *outs, *scratch
-        )
-        if any(status.tolist()):
-            self._raise_again(int(status.argmax()), inputs, outs, scratch)
+        if numba.config.DISABLE_JIT:
+            for shard in range(self.count):
+                self.kernel(*self._arguments(shard, inputs, outs, scratch))
+        else:
+            if state.threads != _threads:
+                numba.set_num_threads(_threads)
+                state.threads = _threads
+            words, status = self.words.copy(), np.empty(self.count, np.int32)
+            words[:, self.addresses] += _addresses([*inputs, *outs, *scratch])
+            _run_shards(self.entry, words, status)
+            if any(status.tolist()):
+                self._raise_again(int(status.argmax()), inputs, outs, scratch)
         for out, part, rows in zip(outputs, outs, self.split.outputs):
             if rows == "sum":
                 _sum_partials(part.reshape(-1), self.count, size_of(out.shape), out.reshape(-1))
@@ -633,81 +631,32 @@ class _Shards:
         raise RuntimeError(f"kernel {self.kernel.__name__} failed in shard {shard}, but only once")
 
     def _arguments(self, shard: int, inputs: list, outputs: list, scratch: list) -> list:
-        """Return what the driver passes to the kernel for a shard."""
+        """Return what the kernel is given for a shard: a unit takes so many rows of an array."""
         lo, hi = self.bounds[shard : shard + 2]
-        ins = [x[lo * r : hi * r] if r else x for x, r in zip(inputs, self.rows, strict=False)]
-        pairs = zip(self.scalars, self.varies, strict=True)
-        scalars = [value[shard] if varies else value for value, varies in pairs]
-        triples = zip(outputs, self.rows[len(inputs) :], self.partial, strict=True)
-        outs = [
-            out[shard] if partial else out[lo * r : hi * r] if r else out
-            for out, r, partial in triples
-        ]
-        return [*ins, *scalars, *outs, *(array[0] for array in scratch)]
+
+        def cut(array, rows):
+            if isinstance(rows, str):
+                return array[shard]
+            return array[lo * rows : hi * rows] if rows else array
+
+        ins = map(cut, inputs, self.split.inputs)
+        outs = map(cut, outputs, self.split.outputs)
+        return [*ins, *self.scalars[shard], *outs, *(array[0] for array in scratch)]
 
 
-def _same(a: Any, b: Any) -> bool:
-    return a is b or (not isinstance(a, np.ndarray) and a == b)
+def _addresses(arrays: list[np.ndarray]) -> list[int]:
+    return [array.__array_interface__["data"][0] for array in arrays]
 
 
 def _sum_partials(parts: np.ndarray, count: int, size: int, out: np.ndarray) -> None:
     devices.backend("cpu").kernels.sum_forward(parts, count, size, out)
 
 
-@cache
-def shard_driver(inputs: str, scalars: str, outputs: str, scratch: int) -> Callable:
-    """Emit and load a function that runs a kernel's shards in one parallel region.
-
-    It is given the kernel's address, so one driver serves all kernels whose arguments are cut in
-    the same way, and compiles without compiling the kernel again.
-
-    Parameters
-    ----------
-    inputs
-        For each input ``s`` (sliced) or ``w`` (whole).
-    scalars
-        For each parameter ``v`` (one value for each shard) or ``c`` (the same for all).
-    outputs
-        For each output ``s`` (sliced) or ``p`` (partial: one for each shard).
-    scratch
-        How many workspace arrays the kernel wants, one of each for each thread.
-    """
-    names, arguments = [], []
-    arrays = 0
-    kinds = [("x", k) for k in inputs] + [("param", k) for k in scalars]
-    kinds += [("out", k) for k in outputs] + [("work", "t")] * scratch
-    for role, kind in kinds:
-        name = f"{role}{sum(given.startswith(role) for given in names)}"
-        names.append(name)
-        if kind == "s":
-            arguments.append(f"{name}[lo * rows[{arrays}] : hi * rows[{arrays}]]")
-        else:
-            index = {"v": "[shard]", "p": "[shard]", "t": "[get_thread_id()]"}
-            arguments.append(name + index.get(kind, ""))
-        arrays += role != "param"
-    listed = (",\n" + " " * 12).join(arguments)
-    text = f'''"""A kernel on its shards, spread over threads. Written by numbagrad.dispatch."""
-
-from numba import get_thread_id, prange
-
-from numbagrad.jit import call_kernel, njit
-
-
 @njit(parallel=True)
-def run_shards(kernel, status, bounds, rows, {", ".join(names)}):
-    """Shard number `shard` is the units lo to hi; a unit takes rows[k] rows of array k.
-
-    Its status is 0, or another number if the kernel raised an exception.
-    """
-    for shard in prange(bounds.size - 1):
-        lo, hi = bounds[shard], bounds[shard + 1]
-        status[shard] = call_kernel(
-            kernel,
-            {listed},
-        )
-'''
-    name = f"shards_{inputs}_{scalars}_{outputs}_{scratch}"
-    return load_source(name, text).run_shards
+def _run_shards(entry, words, status):
+    """Run a kernel on its shards, spread over threads; each has a row of words, its arguments."""
+    for shard in prange(status.size):
+        status[shard] = start(entry, words, shard, get_thread_id())
 
 
 # ----------------------------------------------------------------- threads

@@ -17,8 +17,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import inspect
+import itertools
 import os
 import pickle
 import sys
@@ -26,26 +26,29 @@ import tempfile
 import threading
 import types as pytypes
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import llvmlite
 import numba
 import numpy as np
-from numba.core import config, serialize, types
+from llvmlite import ir
+from numba.core import cgutils, config, serialize, types
 from numba.core.codegen import get_host_cpu_features
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import _FunctionCompiler
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 from numba.core.typing.templates import AbstractTemplate, Signature, infer_global
 from numba.core.typing.templates import signature as make_signature
 from numba.extending import lower_builtin
+from numba.np.numpy_support import as_dtype
 
 ANNOUNCE_AFTER = 0.5  # seconds
 SETTLED = ("builtins", "llvmlite", "math", "numba", "numpy")  # packages that a version names
-EMITTED = "numbagrad_emitted"  # the package of what `load_source` loads
-OURS = ("numbagrad", EMITTED)
+OURS = ("numbagrad",)
 
 
 # ------------------------------------------------------------------ where
@@ -373,50 +376,157 @@ def entry_point(kernel: Callable, arguments: Sequence[object]) -> Callable:
     return kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
 
 
-def address_of(kernel: Callable, arguments: Sequence[object]) -> int | Callable:
-    """Return where a kernel's machine code for arguments of these types is: see `call_kernel`.
+def entry_address(kernel: Callable, arguments: Sequence[object]) -> int:
+    """Return the address of a second way into a kernel, which reads its arguments from words.
+
+    All kernels are the same from there, so one compiled loop starts any of them: see `start`.
+    Numba would build a kernel that compiled code names into the caller, and compile it once more.
+
+    Parameters
+    ----------
+    kernel
+        What `njit` made.
+    arguments
+        Arguments of the types that it will be given.
 
     Raises
     ------
     TypeError
-        If the kernel returns a value, which a call by address would have no place for.
+        If the kernel returns a value, for which there would be no place.
     """
-    if config.DISABLE_JIT:
-        return kernel
     signature = tuple(numba.typeof(argument) for argument in arguments)
     kernel.compile(signature)
     result = kernel.overloads[signature]
     if result.signature.return_type != types.none:
         raise TypeError(RETURNS.format(kernel.__name__, result.signature.return_type))
-    return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+    if result.library not in _entries:
+        _entries[result.library] = _compile_entry(result)
+    library, name = _entries[result.library]
+    return library.get_pointer_to_function(name)
 
 
-def call_kernel(address: int | Callable, *arguments: object) -> int:
-    """Call, inside compiled code, the kernel at an address with arguments of its types.
+def words_of(argument: object) -> list[int]:
+    """Return an argument as 64-bit words: how `start` has it read.
 
-    Numba builds every function that compiled code names into the caller, and optimises it there
-    again. A call by address does not, so the caller compiles quickly and serves many kernels.
-
-    It returns 0, or another number if the kernel raised: threads without the interpreter's lock
-    cannot raise, so the caller runs the kernel again as a Python function.
+    An array is its address, the bytes from one thread's copy of it to the next (0: they share it),
+    and its extents; a tuple is its parts one after the other.
     """
-    address(*arguments)  # with the JIT off an address is the kernel itself
-    return 0
+    if isinstance(argument, np.ndarray):
+        return [argument.__array_interface__["data"][0], 0, *argument.shape]
+    if isinstance(argument, tuple):
+        return [word for part in argument for word in words_of(part)]
+    if isinstance(argument, (float, np.floating)):
+        return [int(np.float64(argument).view(np.int64))]
+    return [int(argument)]
 
 
-@infer_global(call_kernel)
-class _CallKernelTyping(AbstractTemplate):
+_entries: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by the kernel's machine code
+_numbers = itertools.count()
+
+
+@global_compiler_lock
+def _compile_entry(result: CompileResult):
+    """Compile ``int32 entry(int64 *words, int64 thread)``, which calls a kernel."""
+    context = result.target_context
+    name = f"numbagrad_entry_{next(_numbers)}"
+    library = context.codegen().create_library(name)
+    module = context.create_module(name)
+    word = ir.IntType(64)
+    function = ir.Function(module, ir.FunctionType(ir.IntType(32), [word.as_pointer(), word]), name)
+    builder = ir.IRBuilder(function.append_basic_block())
+    words, thread = function.args
+    position = itertools.count()
+
+    def next_word() -> ir.Value:
+        return builder.load(builder.gep(words, [word(next(position))]))
+
+    def read(kind: types.Type) -> ir.Value:
+        if isinstance(kind, types.Array):
+            address, apart = next_word(), next_word()
+            address = builder.add(address, builder.mul(apart, thread))
+            return _array_at(
+                context, builder, kind, address, [next_word() for _ in range(kind.ndim)]
+            )
+        if isinstance(kind, types.BaseTuple):
+            return context.make_tuple(builder, kind, [read(part) for part in kind])
+        value, target = next_word(), context.get_value_type(kind)
+        if isinstance(kind, types.Float):
+            value = builder.bitcast(value, ir.DoubleType())
+            return value if value.type == target else builder.fptrunc(value, target)
+        return value if value.type == target else builder.trunc(value, target)
+
+    kinds, convention = result.signature.args, context.call_conv
+    values = [read(kind) for kind in kinds]
+    kernel = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+    pointer = convention.get_function_type(types.none, kinds).as_pointer()
+    pointer = builder.inttoptr(word(kernel), pointer)
+    status, _ = convention.call_function(builder, pointer, types.none, kinds, values)
+    builder.ret(builder.select(status.is_ok, status.code.type(0), status.code))
+    library.add_ir_module(module)
+    library.finalize()
+    return library, name
+
+
+def _array_at(context, builder, kind: types.Array, address: ir.Value, extents: list) -> ir.Value:
+    """Make an array of what lies, row after row, at an address."""
+    itemsize = ir.IntType(64)(as_dtype(kind.dtype).itemsize)
+    strides, size = [], itemsize
+    for extent in reversed(extents):
+        strides.insert(0, size)
+        size = builder.mul(size, extent)
+    array = cgutils.create_struct_proxy(kind)(context, builder)
+    array.meminfo = array.meminfo.type(None)  # nobody counts references to it
+    array.parent = array.parent.type(None)
+    array.nitems = functools.reduce(builder.mul, extents, ir.IntType(64)(1))
+    array.itemsize = itemsize
+    array.data = builder.inttoptr(address, array.data.type)
+    array.shape = cgutils.pack_array(builder, extents)
+    array.strides = cgutils.pack_array(builder, strides)
+    return array._getvalue()
+
+
+def start(entry: int, words: np.ndarray, row: int, thread: int) -> int:
+    """Run, inside compiled code, a kernel on the arguments in a row of ``words``.
+
+    Parameters
+    ----------
+    entry
+        What `entry_address` gave.
+    words
+        Arguments as `words_of` gives them, a row for each run.
+    row
+        Which row.
+    thread
+        The number of the thread, for arrays of which each thread has its own.
+
+    Returns
+    -------
+    int
+        0, or another number if the kernel raised: threads without the interpreter's lock cannot
+        raise, so the caller runs the kernel again as a Python function.
+    """
+    raise NotImplementedError("with the JIT off, kernels are called as they are")
+
+
+@infer_global(start)
+class _StartTyping(AbstractTemplate):
     def generic(self, args, kws):
         return make_signature(types.int32, *args)
 
 
-@lower_builtin(call_kernel, types.Integer, types.VarArg(types.Any))
-def _lower_call_kernel(context, builder, signature, args):
-    types_, convention = signature.args[1:], context.call_conv
-    function = convention.get_function_type(types.none, types_)
-    pointer = builder.inttoptr(args[0], function.as_pointer())
-    status, _ = convention.call_function(builder, pointer, types.none, types_, args[1:])
-    return builder.select(status.is_ok, status.code.type(0), status.code)
+@lower_builtin(start, types.Integer, types.Array, types.Integer, types.Integer)
+def _lower_start(context, builder, signature, args):
+    entry, words, row, thread = args
+    array = context.make_array(signature.args[1])(context, builder, words)
+    word = ir.IntType(64)
+    row, thread = (
+        context.cast(builder, value, kind, types.int64)
+        for value, kind in zip((row, thread), signature.args[2:], strict=True)
+    )
+    width = builder.extract_value(array.shape, 1)
+    first = builder.gep(array.data, [builder.mul(row, width)])
+    function = ir.FunctionType(ir.IntType(32), [word.as_pointer(), word])
+    return builder.call(builder.inttoptr(entry, function.as_pointer()), [first, thread])
 
 
 def stay_apart() -> None:
@@ -437,30 +547,6 @@ class _StayApartTyping(AbstractTemplate):
 def _lower_stay_apart(context, builder, signature, args):
     builder.function.attributes.add("noinline")
     return context.get_dummy_value()
-
-
-# ---------------------------------------------------------- emitted source
-
-
-def load_source(name: str, text: str) -> pytypes.ModuleType:
-    """Import emitted source text as a module, kept as a real file in the cache folder.
-
-    Parameters
-    ----------
-    name
-        What the code is, part of the file's name.
-    text
-        Python source.
-    """
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = cache_dir() / f"{name}-{digest}.py"
-    if not path.exists():
-        write_atomically(path, text.encode())
-    spec = importlib.util.spec_from_file_location(f"{EMITTED}.{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # compiled functions in the cache name their module
-    spec.loader.exec_module(module)
-    return module
 
 
 # ------------------------------------------------------------- CPU target

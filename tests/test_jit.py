@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 import warnings
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -364,7 +363,7 @@ def test_processes(cache):
     assert later.communicate()[0] == "0\n"  # compiles nothing
 
 
-# -------------------------------------------------------------- emitted source
+# ------------------------------------------------------------------ messages
 
 
 WARM = """
@@ -394,16 +393,6 @@ def test_own_kernels_are_loaded_without_the_rest_of_numba(cache):
         reports.append(process.communicate()[0])
         assert process.returncode == 0
     assert reports == ["loaded all of Numba, 5.0 0, ", "quick, 5.0 1, "]
-
-
-def test_load_source(cache):
-    text = '"""Emitted."""\n\n\ndef f(x):\n    return x + 1\n'
-    module = jit.load_source("emitted", text)
-    assert module.f(1) == 2
-    assert Path(module.__file__).read_text() == text
-    assert Path(module.__file__).parent == cache
-    assert jit.load_source("emitted", text.replace("1", "2")).f(1) == 3
-    assert module.f(1) == 2
 
 
 def test_announces_slow_compiles(cache, monkeypatch, capfd):
@@ -442,21 +431,46 @@ def fails_on_negative(x, out):
 
 
 @jit.njit
-def calls(address, x, out):
-    return jit.call_kernel(address, x, out)
+def copies(x, extents, scale, plus, out, mine):
+    """Take one argument of each kind that kernels have."""
+    for i in range(extents[1]):
+        out[0, i] = x[extents[0], i] * scale + (1 if plus else 0)
+        mine[0] += x.dtype.type(1)
 
 
-def test_call_by_address():
+@jit.njit
+def starts(entry, words, row, thread):
+    return jit.start(entry, words, row, thread)
+
+
+def test_start_by_address():
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    out, mine = np.zeros((1, 3), np.float32), np.zeros((2, 1), np.float32)
+    arguments = [x, (1, 3), 0.5, True, out, mine[0]]
+    entry = jit.entry_address(copies, arguments)
+    words = [[word for argument in arguments for word in jit.words_of(argument)]] * 2
+    words = np.array(words, np.int64)
+    words[:, -2] = mine.strides[0]
+    words[1, 7] = 0  # the second run adds nothing
+    assert starts(entry, words, 0, 0) == 0
+    np.testing.assert_array_equal(out, [[2.5, 3, 3.5]])
+    assert starts(entry, words, 1, 1) == 0
+    np.testing.assert_array_equal(out, [[1.5, 2, 2.5]])
+    np.testing.assert_array_equal(mine, [[3], [3]])
+
+
+def test_start_reports_a_failure():
     out = np.zeros(1, np.float32)
-    address = jit.address_of(fails_on_negative, (X, out))
-    assert calls(address, X, out) == 0
+    entry = jit.entry_address(fails_on_negative, (X, out))
+    words = np.array([[*jit.words_of(x), *jit.words_of(out)] for x in (X, -X)], np.int64)
+    assert starts(entry, words, 0, 0) == 0
     assert out[0] == 1
-    assert calls(address, -X, out) != 0
+    assert starts(entry, words, 1, 0) != 0
 
 
 def test_kernel_that_returns_a_value():
     with pytest.raises(TypeError, match=r"kernel total must write .* nothing; it returns float32"):
-        jit.address_of(total, (X,))
+        jit.entry_address(total, (X,))
 
 
 def test_pickled_kernel(cache):
