@@ -1325,6 +1325,8 @@ def winograd_bank(bank, depth, columns, planes, line):
                 u = _filter_planes(g0, g1, simd.load(line, (3 * i + 2) * lanes))
                 _put(planes, 6 * i * plane + at + p, plane, u)
         at += strip
+    for i in range(PLANES):
+        simd.store(planes, i * plane + at, simd.splat(0, planes))  # between planes
 
 
 @njit
@@ -1471,7 +1473,7 @@ def winograd_backward_weight(
         rows[c], places[c] = c, c * group
     taps[0] = 0
     no_bias = line[:0]
-    chunk = grad_planes.shape[1] // group
+    chunk = (grad_planes.shape[1] - lanes) // group  # a vector is kept free: see the workspace
     sums.fill(0)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
     for first in range(0, total, chunk):

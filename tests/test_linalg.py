@@ -5,6 +5,7 @@ import pytest
 
 import numbagrad as ng
 from numbagrad.dispatch import apply, plan_for, registry
+from numbagrad.ops.linalg import bank, nothing
 
 MATMUL = registry["matmul"]
 
@@ -19,6 +20,8 @@ def test_one_product_is_spread_over_threads(transpose_a, transpose_b):
         ng.asarray((x.T if transpose else x).astype(np.float32))
         for x, transpose in ((a, transpose_a), (b, transpose_b))
     ]
+    none = nothing(np.dtype(np.float32), "cpu")
+    arrays += [none, bank(arrays[1], transpose=transpose_b)]
     params = {"transpose_a": transpose_a, "transpose_b": transpose_b}
     plan = plan_for(MATMUL, tuple(arrays), params)
     assert plan.shards.count > 1
