@@ -5,7 +5,8 @@ How to read one
 Arguments come in the order inputs, parameters, outputs, workspace. Arrays are contiguous; outputs
 are overwritten and hold garbage before. A kernel knows nothing of threads: it runs on a *shard*,
 some rows of the whole, and the op's ``split`` (in ``ops/``) says how the whole is cut. The CUDA
-kernel of the same name does the same work in ``kernels_cuda.py``.
+kernel of the same name does the same work in ``kernels_cuda.py``. Only banks and the faster ways to
+convolve (depthwise, Winograd's) are for the CPU alone.
 
 float32 and float64 go through one text: ``x.dtype.type(0)`` is a zero of the right kind, where a
 bare ``0.0`` would turn float32 arithmetic into float64.

@@ -91,6 +91,7 @@ CASES = [
     conv("padded beyond the window", (1, 2, 1, 1), (1, 2, 1, 1), bias=True, padding=2),
     conv("no images", (0, 3, 3, 2), (2, 2, 2, 3), bias=True, padding=1),
     depthwise("no images", (0, 3, 3, 2), (2, 2), padding=1),
+    conv("empty images", (2, 0, 3, 2), (3, 3, 2, 2), bias=True, padding=2),
     conv("no channels", (1, 3, 3, 0), (2, 2, 0, 2), bias=True),
     conv("no output channels", (1, 3, 3, 2), (2, 2, 2, 0), bias=True, padding=1),
 ]
