@@ -527,6 +527,7 @@ def conv2d(
 
     Examples
     --------
+    >>> from numbagrad.array import asarray
     >>> x = asarray(np.arange(9.0, dtype=np.float32).reshape(1, 3, 3, 1))
     >>> conv2d(x, asarray(np.ones((2, 2, 1, 1), np.float32)))[0, :, :, 0]
     Array([[ 8., 12.],
