@@ -5,7 +5,8 @@ How to read one
 Arguments come in the order inputs, parameters, outputs, workspace. Arrays are contiguous; outputs
 are overwritten and hold garbage before. A kernel knows nothing of threads: it runs on a *shard*,
 some rows of the whole, and the op's ``split`` (in ``ops/``) says how the whole is cut. The CUDA
-kernel of the same name does the same work in ``kernels_cuda.py``.
+kernel of the same name does the same work in ``kernels_cuda.py``. Only banks and the faster ways to
+convolve (depthwise, Winograd's) are for the CPU alone.
 
 float32 and float64 go through one text: ``x.dtype.type(0)`` is a zero of the right kind, where a
 bare ``0.0`` would turn float32 arithmetic into float64.
@@ -1577,6 +1578,8 @@ def winograd_bank(bank, depth, columns, planes, line):
                 u = _filter_planes(g0, g1, simd.load(line, (3 * i + 2) * lanes))
                 _put(planes, 6 * i * plane + at + p, plane, u)
         at += strip
+    for i in range(PLANES):
+        simd.store(planes, i * plane + at, simd.splat(0, planes))  # between planes
 
 
 @njit
@@ -1723,7 +1726,7 @@ def winograd_backward_weight(
         rows[c], places[c] = c, c * group
     taps[0] = 0
     no_bias = line[:0]
-    chunk = grad_planes.shape[1] // group
+    chunk = (grad_planes.shape[1] - lanes) // group  # a vector is kept free: see the workspace
     sums.fill(0)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
     for first in range(0, total, chunk):

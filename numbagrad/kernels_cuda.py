@@ -694,8 +694,8 @@ MAX_GRID_Z = 65535  # most blocks along the grid's third dimension
 
 
 @cuda.jit
-def _matmul_forward(a, b, transpose_a, transpose_b, n, k, width_a, first, m, out):
-    """out[w, i, j] = sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
+def _matmul_forward(a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out):
+    """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
     A block owns TILE x TILE outputs, a thread one of them. The block walks along p: it brings a
     tile of each operand to shared memory, where every element is used TILE times. Threads side by
@@ -734,14 +734,18 @@ def _matmul_forward(a, b, transpose_a, transpose_b, n, k, width_a, first, m, out
                 total += tile_a[row, p] * tile_b[p, column]
             cuda.syncthreads()
         if top + row < m and left + column < n:
+            if bias.size > 0:
+                total += bias[left + column]
             out[(which * m + top + row) * n + left + column] = total
 
 
-def matmul_forward(a, b, transpose_a, transpose_b, n, k, width_a, first, m, out, turned, stream):
-    """Start a block per tile of `out`; the CPU's workspace `turned` is not needed."""
+def matmul_forward(
+    a, b, bias, bank, transpose_a, transpose_b, n, k, width_a, first, m, out, tables, tail, stream
+):
+    """Start a block per tile of `out`; `bank`, `tables` and `tail` are for the CPU."""
     batch = out.size // max(m * n, 1)
     grid = (-(-m // TILE), -(-n // TILE), min(batch, MAX_GRID_Z))
-    args = a, b, transpose_a, transpose_b, n, k, width_a, first, m, out
+    args = a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out
     launch(_matmul_forward, grid, (TILE, TILE), stream, *args)
 
 
@@ -1055,8 +1059,10 @@ def _conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out):
         out[n, h, w, k] = acc
 
 
-def conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out, padded, stream):
-    """Start a thread per output element; `padded` is for the CPU."""
+def conv2d_forward(
+    x, weight, bias, bank, stride, padding, dilation, groups, out, padded, pixels, taps, stream
+):
+    """Start a thread per output element; `bank`, `padded`, `pixels`, `taps` are for the CPU."""
     args = x, weight, bias, stride, padding, dilation, groups, out
     _launch_flat(_conv2d_forward, out.size, stream, *args)
 
@@ -1091,9 +1097,9 @@ def _conv2d_backward_input(grad_out, weight, stride, padding, dilation, groups, 
 
 
 def conv2d_backward_input(
-    grad_out, weight, stride, padding, dilation, groups, grad_x, turned, spread, stream
+    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, spread, pixels, taps, stream
 ):
-    """Start a thread per input element; `turned` and `spread` are for the CPU."""
+    """Start a thread per input element; `bank`, `spread`, `pixels`, `taps` are for the CPU."""
     args = grad_out, weight, stride, padding, dilation, groups, grad_x
     _launch_flat(_conv2d_backward_input, grad_x.size, stream, *args)
 
@@ -1126,9 +1132,20 @@ def _conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad
 
 
 def conv2d_backward_weight(
-    x, grad_out, stride, padding, dilation, groups, grad_weight, padded, stream
+    x,
+    grad_out,
+    stride,
+    padding,
+    dilation,
+    groups,
+    grad_weight,
+    padded,
+    tables,
+    lines,
+    strip,
+    stream,
 ):
-    """Start a thread per weight; `padded` is for the CPU."""
+    """Start a thread per weight; the workspace is for the CPU."""
     args = x, grad_out, stride, padding, dilation, groups, grad_weight
     _launch_flat(_conv2d_backward_weight, grad_weight.size, stream, *args)
 

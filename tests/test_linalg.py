@@ -6,6 +6,7 @@ import pytest
 import numbagrad as ng
 from numbagrad import dispatch
 from numbagrad.dispatch import apply, plan_for, registry
+from numbagrad.ops.linalg import bank, nothing
 
 MATMUL = registry["matmul"]
 
@@ -20,6 +21,8 @@ def test_one_product_is_spread_over_threads(transpose_a, transpose_b, monkeypatc
         ng.asarray((x.T if transpose else x).astype(np.float32))
         for x, transpose in ((a, transpose_a), (b, transpose_b))
     ]
+    none = nothing(np.dtype(np.float32), "cpu")
+    arrays += [none, bank(arrays[1], transpose=transpose_b)]
     params = {"transpose_a": transpose_a, "transpose_b": transpose_b}
     assert plan_for(MATMUL, tuple(arrays), params).shards.count > 1
     out = apply(MATMUL, *arrays, **params).numpy()

@@ -1,7 +1,7 @@
 """Every case of every family, on the CPU; and no op without a case."""
 
 import pytest
-from cases import CASES
+from cases import CASES, CPU_CASES
 
 from numbagrad import asarray
 from numbagrad.compiler.trace import trace
@@ -10,7 +10,8 @@ from numbagrad.testing import check_case, value_and_gradients
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, id=f"{family}-{case.name}") for family, case in CASES]
+    "case",
+    [pytest.param(case, id=f"{family}-{case.name}") for family, case in CASES + CPU_CASES],
 )
 def test_case(case):
     check_case(case)
@@ -18,7 +19,7 @@ def test_case(case):
 
 def test_every_op_has_a_case():
     reached = set()
-    for _, case in CASES:
+    for _, case in CASES + CPU_CASES:
         arrays = [asarray(x) for x in case.inputs]
         traced = trace(
             lambda *inputs: value_and_gradients(case.function, inputs, case.grad),  # noqa: B023

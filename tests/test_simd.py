@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiles
 
 from numbagrad import simd
 from numbagrad.jit import njit
@@ -264,32 +265,16 @@ def test_integer_vectors(dtype):
 
 # -------------------------------------------------------------------- the tile
 
-ROWS, COLUMNS = simd.TILE_ROWS, simd.TILE_COLUMNS
+
+@pytest.mark.parametrize("dtype", tiles.DTYPES)
+@pytest.mark.parametrize(("rows", "columns"), tiles.SHAPES)
+def test_tiles(rows, columns, dtype):
+    tiles.check_tiles(dtype, rows, columns)
 
 
-@njit
-def tiled(a, b, bias, start, out, m, n, k):
-    """out = start + bias + a b, one tile."""
-    acc = simd.tile(out, ROWS, COLUMNS)
-    acc = simd.tile_load(acc, start, 0, n, m, n)
-    acc = simd.tile_add(acc, bias, 0, n)
-    for p in range(k):
-        acc = simd.tile_fma(acc, a, p, k, m, b, p * n, n)
-    simd.tile_store(acc, out, 0, n, m, n)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", range(1, ROWS + 1))
-def test_tile(rows, dtype):
-    for width in range(1, COLUMNS * lanes(dtype) + 1):
-        a, b = rng.normal(size=(rows, 3)).astype(dtype), rng.normal(size=(3, width)).astype(dtype)
-        bias = rng.normal(size=width).astype(dtype)
-        start = rng.normal(size=(rows, width)).astype(dtype)
-        whole, out = between_canaries(rows * width, dtype)
-        tiled(a, b, bias, start, out, rows, width, 3)
-        expected = (start + bias + a.astype(float) @ b).ravel()
-        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
-        assert canaries_live(whole)
+@pytest.mark.parametrize("dtype", tiles.DTYPES)
+def test_transpose(dtype):
+    tiles.check_transpose(dtype)
 
 
 # --------------------------------------------------------- other processors
@@ -299,11 +284,13 @@ def test_tile(rows, dtype):
 @pytest.mark.skipif(sys.platform == "darwin", reason="another kind of processor")
 def test_width_follows_the_processor(cpu, width, rows):
     script = f"""
-import numpy as np, numbagrad as ng
+import numpy as np, numbagrad as ng, tiles
 assert (ng.simd.VECTOR_BYTES, ng.simd.TILE_ROWS) == ({width}, {rows}), ng.simd.VECTOR_BYTES
 a, b = np.random.default_rng(0).normal(size=(2, 19, 19)).astype(np.float32)
 out = (ng.asarray(a) @ ng.asarray(b)).numpy()
 np.testing.assert_allclose(out, a.astype(float) @ b, rtol=1e-4, atol=1e-5)
+tiles.check_all()
 """
-    environment = os.environ | {"NUMBA_CPU_NAME": cpu}
+    paths = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"NUMBA_CPU_NAME": cpu, "PYTHONPATH": paths}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)

@@ -103,6 +103,11 @@ def test_something_wrong(f, message):
         check(f)
 
 
+def test_large_enough_for_a_sum_of_shards():
+    x = np.random.default_rng(0).normal(size=(1 << 16, 4))
+    check_op(lambda x: x.sum(axis=0), x, reference=lambda x: x.sum(0), grad=False)
+
+
 def test_another_result_each_time():
     with pytest.raises(AssertionError, match="differs to the bit"):
         check_op(make(never_the_same, split=None), X, grad=False)

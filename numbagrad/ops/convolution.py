@@ -131,7 +131,8 @@ def _forward(x, weight, bias, **window) -> Array:
     """Choose a kernel, lay the weight out as it reads it, and convolve."""
     none = nothing(x.dtype, x.device)
     bias = none if bias is None else bias
-    if weight.device != "cpu" or weight.ndim != 4 or weight.dtype not in FLOATS:
+    images = x.ndim == weight.ndim == 4 and weight.dtype in FLOATS
+    if weight.device != "cpu" or not images:
         return apply(_CONV2D, x, weight, bias, none, **window)  # what does not fit, the op says
     way = _way(x.shape, weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
@@ -206,8 +207,9 @@ def set_winograd(on: bool) -> None:
     """Allow or forbid Winograd's algorithm for 3 x 3 convolutions on the CPU; allowed at first.
 
     It does with a quarter of the multiplications, and is used where that is faster. Its rounding
-    errors are larger than those of the plain sum: up to about 2e-5 of the largest output in
-    float32, where the plain sum has 1e-6.
+    errors are larger than those of the plain sum: in float32, on numbers of variance 1, from 4e-6
+    of the largest output with 16 channels to 1e-5 with 128, where the plain sum has about 1e-6.
+    Gradients are as exact.
 
     Examples
     --------
@@ -531,6 +533,7 @@ def conv2d(
 
     Examples
     --------
+    >>> from numbagrad.array import asarray
     >>> x = asarray(np.arange(9.0, dtype=np.float32).reshape(1, 3, 3, 1))
     >>> conv2d(x, asarray(np.ones((2, 2, 1, 1), np.float32)))[0, :, :, 0]
     Array([[ 8., 12.],

@@ -134,7 +134,7 @@ def _matmul_split(call: Call) -> list[Split]:
     count = size_of(tuple(batch))
     if count != 1:
         steps = [size_of(spec.shape[-2:]) if spec.ndim > 2 else 0 for spec in call.inputs[:2]]
-        strips = call.inputs[3].size // count if steps[1] else 0
+        strips = call.inputs[3].size // max(count, 1) if steps[1] else 0
         return [Split(count, (*steps, 0, strips), (m * n,))]
 
     def rows(scalars, lo, hi):

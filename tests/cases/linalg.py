@@ -3,7 +3,8 @@
 import numpy as np
 
 import numbagrad as ng
-from numbagrad.dispatch import apply, registry
+from numbagrad.kernels_cpu import BLOCK_ROWS, BLOCK_STEPS
+from numbagrad.ops.linalg import BANK_ROWS, _matmul
 from numbagrad.simd import TILE_ROWS
 from numbagrad.testing import Case
 
@@ -35,19 +36,29 @@ SHAPES = [
 ]
 
 
-def turned(transpose_a, transpose_b, batch=(), m=3):
-    a, b = normal(*batch, m, 4), normal(*batch, 4, 5)
+def turned(transpose_a, transpose_b, batch=(), m=3, k=4, n=5):
+    a, b = normal(*batch, m, k), normal(*batch, k, n)
     return Case(
-        f"matmul, transposed {transpose_a} {transpose_b}, batch {batch}, {m} rows",
-        lambda a, b: apply(
-            registry["matmul"], a, b, transpose_a=transpose_a, transpose_b=transpose_b
-        ),
+        f"matmul, transposed {transpose_a} {transpose_b}, batch {batch}, {m} x {k} x {n}",
+        lambda a, b: _matmul(a, b, transpose_a, transpose_b),
         (a.swapaxes(-1, -2) if transpose_a else a, b.swapaxes(-1, -2) if transpose_b else b),
         lambda a, b: (
             (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
         ),
+        ops=("matmul",),
     )
 
+
+def linear(*x, width=5):
+    return Case(
+        f"linear {x}, {width} wide",
+        ng.linear,
+        (normal(*x), normal(x[-1], width), normal(width)),
+        lambda x, weight, bias: x @ weight + bias,
+    )
+
+
+BOTH = (False, True)
 
 CASES = [
     *[
@@ -58,16 +69,26 @@ CASES = [
     turned(False, True),
     turned(True, True),
     # Rows enough for three shards of whole tiles and a rest.
-    *[turned(a, b, m=3 * TILE_ROWS + 1) for a in (False, True) for b in (False, True)],
+    *[turned(a, b, m=3 * TILE_ROWS + 1) for a in BOTH for b in BOTH],
     turned(True, True, (1,), m=2 * TILE_ROWS),
     turned(True, True, (2,)),
     turned(False, True, (2,)),
     Case("matmul, itself", lambda x: x @ x.T, (normal(3, 4),), lambda x: x @ x.T),
-    Case(
-        "linear",
-        ng.linear,
-        (normal(2, 3, 4), normal(4, 5), normal(5)),
-        lambda x, weight, bias: x @ weight + bias,
-    ),
+    *[linear(*x) for x in [(4,), (3, 4), (2, 3, 4), (0, 4), (3, 0)]],
     Case("linear, no bias", ng.linear, (normal(3, 4), normal(4, 2)), np.matmul),
+]
+
+# Cases for the CPU alone: too large for the simulator.
+CPU_CASES = [
+    # Past one strip of b and past two, with all columns or a rest; b as it lies, and in a bank.
+    *[turned(False, False, m=m, n=n) for m in (3, BANK_ROWS + 1) for n in (16, 33, 48, 50, 96)],
+    *[turned(a, b, m=BANK_ROWS + 1, n=50) for a, b in [(True, False), (False, True), (True, True)]],
+    turned(False, True, m=1, n=33),
+    # Past a block of a.
+    *[turned(a, b, m=m, k=BLOCK_STEPS + 1) for m in (3, BANK_ROWS) for a in BOTH for b in BOTH],
+    *[turned(a, False, m=BLOCK_ROWS + 1) for a in BOTH],
+    *[turned(a, b, (3,), m=BANK_ROWS, n=17) for a in BOTH for b in BOTH],
+    linear(3, 5, width=50),
+    linear(2, BANK_ROWS, 3, width=33),
+    linear(BANK_ROWS, BLOCK_STEPS + 1),
 ]
