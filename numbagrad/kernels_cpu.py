@@ -1627,12 +1627,12 @@ def _input_planes(x, first, tiles, extents, padding, line, planes):
                 _put(line, j * lanes, 6 * lanes, _to_planes(d0, d1, d2, d3, d4, d5))
             for i in range(6):
                 d0, d1, d2, d3, d4, d5 = _six(line, 6 * i * lanes, lanes)
-                at = 6 * i * pitch + tile * _whole(channels, x) + c
+                at = 6 * i * pitch + tile * _padded_width(channels, x) + c
                 _put(planes, at, pitch, _to_planes(d0, d1, d2, d3, d4, d5))
 
 
 @njit
-def _whole(channels, x):
+def _padded_width(channels, x):
     """Return the channels rounded up to whole vectors."""
     lanes = simd.lanes(x)
     return (channels + lanes - 1) // lanes * lanes
@@ -1646,7 +1646,7 @@ def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, 
     """
     images, height, width, out_channels = out.shape
     extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
-    depth, group = _whole(channels, x), _whole(out_channels, x)
+    depth, group = _padded_width(channels, x), _padded_width(out_channels, x)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
     chunk = rows.size
     for q in range(chunk):
@@ -1720,7 +1720,7 @@ def winograd_backward_weight(
     """
     images, height, width, out_channels = grad_out.shape
     extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
-    depth, group = _whole(channels, x), _whole(out_channels, x)
+    depth, group = _padded_width(channels, x), _padded_width(out_channels, x)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
     for c in range(channels):
         rows[c], places[c] = c, c * group

@@ -1,6 +1,5 @@
 """Plans, shards and the drivers that run them; threads."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -156,23 +155,19 @@ def test_numbers_beside_arrays_are_told_apart():
     assert (zeros(1, dtype=np.float64) + 0.1).item() == 0.1
 
 
-# ------------------------------------------------------------------ drivers
+# ------------------------------------------------------------------ shards
 
 
-def test_text_of_a_driver():
-    driver = plan_of("exp", zeros(BIG)).shards.driver
-    text = inspect.getsource(driver.py_func)
-    assert "for shard in prange(bounds.size - 1):" in text
-    assert "x0[lo * rows[0] : hi * rows[0]]" in text
-    assert "out0[lo * rows[1] : hi * rows[1]]" in text
+def test_words_of_a_shard():
+    shards = plan_of("exp", zeros(BIG)).shards
+    starts, sizes = shards.bounds[:-1], np.diff(shards.bounds)
+    # An array is its address, which is added later, 0 as all threads share it, and its extent.
+    expected = np.stack([4 * starts, 0 * starts, sizes] * 2, axis=1)
+    np.testing.assert_array_equal(shards.words, expected)
+    assert shards.addresses == [0, 3]
 
 
-def test_kernels_cut_alike_share_a_driver():
-    x = zeros(BIG)
-    assert plan_of("exp", x).shards.driver is plan_of("tanh", x).shards.driver
-
-
-def test_driver_with_everything():
+def test_shards_with_everything():
     """One sliced and one whole input, a parameter of its own for each shard, one that all share,
     a sliced output, a partial one and workspace."""
 
@@ -206,9 +201,7 @@ def test_driver_with_everything():
     firsts = np.repeat(bounds[:-1], np.diff(bounds))
     np.testing.assert_array_equal(out.numpy(), 10 + 2 * np.arange(BIG) + firsts)
     assert total.tolist() == [BIG * (BIG - 1) / 2]
-    text = inspect.getsource(plan.shards.driver.py_func)
-    for argument in ("x1,", "param0[shard]", "param1,", "out1[shard]", "work0[shard]"):
-        assert argument in text
+    assert plan.shards.words[:, -2].tolist() == [8] * plan.shards.count  # scratch, one a thread
 
 
 def test_smallest_offender_of_all_shards():
