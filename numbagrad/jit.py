@@ -529,26 +529,6 @@ def _lower_start(context, builder, signature, args):
     return builder.call(builder.inttoptr(entry, function.as_pointer()), [first, thread])
 
 
-def stay_apart() -> None:
-    """Keep the function that calls this, inside compiled code, a function of its own.
-
-    LLVM builds what a function calls into it, wherever it is called from, and optimises the copies
-    one by one. For a large function that runs long on each call that is compile time for nothing.
-    """
-
-
-@infer_global(stay_apart)
-class _StayApartTyping(AbstractTemplate):
-    def generic(self, args, kws):
-        return make_signature(types.none)
-
-
-@lower_builtin(stay_apart)
-def _lower_stay_apart(context, builder, signature, args):
-    builder.function.attributes.add("noinline")
-    return context.get_dummy_value()
-
-
 # ------------------------------------------------------------- CPU target
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import formulas, simd
 from .errors import NO_ERROR
-from .jit import njit, stay_apart
+from .jit import njit
 
 
 @njit
@@ -533,7 +533,6 @@ def _tiles(columns):
         a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
         out, at_out, places, count, width, keep,
     ):  # fmt: skip
-        stay_apart()
         for q in range(0, count, ROWS):
             left = count - q
             acc = simd.tile(out, ROWS, columns)
@@ -607,7 +606,6 @@ def _turn(x, at, step, rows, columns, out, to, pitch, width):
 
     Each row of out is written up to `width`, with zeros from i = rows on.
     """
-    stay_apart()
     lanes = simd.lanes(out)
     for i in range(0, width, lanes):
         for j in range(0, columns, lanes):
