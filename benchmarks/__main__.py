@@ -108,7 +108,7 @@ def _run(task: worker.Task) -> Mode:
             if _work(task, out) == 0:
                 break
         progress = worker.read(out)
-    if progress.roof is None:
+    if not progress.roofs:
         console.print("[red]The worker could not start; see above.[/]")
         raise typer.Exit(1)
     results = [Result.from_json(result) for result in progress.results]

@@ -1,4 +1,4 @@
-"""How near each of our kernels comes to what the machine could do."""
+"""How long each of our kernels takes, and how much it computes and moves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 
 from numbagrad import Array, dispatch
 
-from . import machine
 from .measure import INPUT_SETS, Run
 
 CALLS = 7
@@ -32,8 +31,6 @@ class Kernel:
         Bytes of inputs and outputs.
     seconds
         Median of a call in eager mode, dispatch and allocation included.
-    fraction
-        Of the roof: the time it would take at the machine's limit, divided by ``seconds``.
     """
 
     op: str
@@ -41,14 +38,13 @@ class Kernel:
     flops: float
     moved: float
     seconds: float
-    fraction: float
 
     def to_json(self) -> dict:
         """Return a plain dict."""
         return asdict(self)
 
 
-def observe(run: Run, roof: dict) -> list[Kernel]:
+def observe(run: Run) -> list[Kernel]:
     """Run one of our contenders some more and return its kernels."""
     seconds: dict[tuple, list[float]] = {}
     costs: dict[tuple, tuple[float, float]] = {}
@@ -67,13 +63,7 @@ def observe(run: Run, roof: dict) -> list[Kernel]:
     with dispatch.interpreter(timed):
         for k in range(CALLS):
             run(k % INPUT_SETS)
-    kernels = []
-    for (op, shapes), each in seconds.items():
-        flops, moved = costs[op, shapes]
-        median = statistics.median(each)
-        fraction = machine.attainable(roof, flops, moved) / median
-        kernels.append(Kernel(op, shapes, flops, moved, median, fraction))
-    return kernels
+    return [Kernel(*key, *costs[key], statistics.median(each)) for key, each in seconds.items()]
 
 
 def _shapes(arrays: Iterable[Array]) -> str:

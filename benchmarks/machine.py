@@ -70,23 +70,6 @@ def roof() -> dict:
     return {"peak": _peak(threads), "bandwidth": {str(n): _bandwidth(n, threads) for n in COPIED}}
 
 
-def attainable(roof: dict, flops: float, moved: float) -> float:
-    """Return the least seconds in which a kernel could run: limited by arithmetic or by memory.
-
-    Memory is as fast as the copy of the next larger amount that was measured.
-
-    Examples
-    --------
-    >>> roof = {"peak": 100.0, "bandwidth": {"10": 50.0, "1000": 5.0}}
-    >>> attainable(roof, 200.0, 10.0), attainable(roof, 0.0, 100.0)
-    (2.0, 20.0)
-    """
-    measured = sorted((int(size), speed) for size, speed in roof["bandwidth"].items())
-    fitting = [speed for size, speed in measured if size >= moved]
-    bandwidth = fitting[0] if fitting else measured[-1][1]
-    return max(flops / roof["peak"], moved / bandwidth)
-
-
 def _best(run: Callable[[], None]) -> float:
     run()
     seconds = []

@@ -122,7 +122,7 @@ def _show_kernels(mode: Mode, console: Console) -> None:
         f"{mode.roof['peak'] / 1e9:.0f} GFLOP/s, memory {_memory_speed(mode) / 1e9:.1f} GB/s)",
         "kernel", "shapes", "time", "GFLOP/s", "GB/s", "of the roof",
     )  # fmt: skip
-    for kernel in sorted(_kernels(mode), key=lambda k: -k["seconds"] * (1 - k["fraction"]))[:60]:
+    for kernel in sorted(mode.kernels, key=lambda k: -k["seconds"] * (1 - k["fraction"]))[:60]:
         table.add_row(
             kernel["op"], kernel["shapes"], seconds(kernel["seconds"]),
             f"{kernel['flops'] / kernel['seconds'] / 1e9:.1f}",
@@ -136,12 +136,6 @@ def _show_kernels(mode: Mode, console: Console) -> None:
 def _memory_speed(mode: Mode) -> float:
     bandwidth = mode.roof["bandwidth"]
     return bandwidth[max(bandwidth, key=int)]
-
-
-def _kernels(mode: Mode) -> list[dict]:
-    """Return each kernel once."""
-    kernels = {(k["op"], k["shapes"]): k for result in mode.results for k in result.kernels}
-    return list(kernels.values())
 
 
 def _show_processes(processes: dict, console: Console) -> None:
@@ -326,7 +320,7 @@ def draw_roofline(report: Report, path: Path) -> None:
     )  # fmt: skip
     dots = {"alpha": 0.75, "linewidths": 0, "zorder": 3}
     for above, below, mode in zip(*axes, report.modes, strict=True):
-        kernels = _kernels(mode)
+        kernels = mode.kernels
         _draw_roof(above, mode)
         for kernel in kernels:
             if kernel["flops"]:

@@ -90,6 +90,18 @@ class Mode:
         ]
 
     @property
+    def kernels(self) -> list[dict]:
+        """Each of our kernels once: see `kernels.Kernel`, and ``fraction``, how much of the roof.
+
+        That is the time it would take at the machine's limit, divided by what it took.
+        """
+        found = {(k["op"], k["shapes"]): k for result in self.results for k in result.kernels}
+        return [
+            k | {"fraction": attainable(self.roof, k["flops"], k["moved"]) / k["seconds"]}
+            for k in found.values()
+        ]
+
+    @property
     def failures(self) -> list[str]:
         """What failed, in words."""
         lines = [f"{key}: took its process down" for key in self.fatal]
@@ -157,6 +169,23 @@ def rounded(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [rounded(each) for each in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def attainable(roof: dict, flops: float, moved: float) -> float:
+    """Return the least seconds in which a kernel could run: limited by arithmetic or by memory.
+
+    Memory is as fast as the copy of the next larger amount that was measured.
+
+    Examples
+    --------
+    >>> roof = {"peak": 100.0, "bandwidth": {"10": 50.0, "1000": 5.0}}
+    >>> attainable(roof, 200.0, 10.0), attainable(roof, 0.0, 100.0)
+    (2.0, 20.0)
+    """
+    measured = sorted((int(size), speed) for size, speed in roof["bandwidth"].items())
+    fitting = [speed for size, speed in measured if size >= moved]
+    bandwidth = fitting[0] if fitting else measured[-1][1]
+    return max(flops / roof["peak"], moved / bandwidth)
 
 
 def geometric_mean(ratios: Iterable[float | None]) -> float | None:

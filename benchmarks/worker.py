@@ -1,8 +1,8 @@
 """Runs cases in a process of its own, whose libraries all have the same number of threads.
 
 ``python -m benchmarks.worker OUT TASK`` is given a `Task` as JSON. To the file ``OUT`` it
-appends a line of JSON for the machine's roof, at the start of each case, and for its outcome.
-A worker that is started again on the same file goes on where the last one died, behind the case
+appends a line of JSON for the machine's roof at either end, at the start of each case and for its
+outcome. A worker that is started again on the same file goes on where the last one died, behind the case
 that killed it.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .measure import QUICK, Effort, race
+from .measure import QUICK, Case, Effort, race
 
 # Idle OpenMP threads were seen to spin for 2 to 3 ms after their work (PyTorch and Numba bring an
 # OpenMP runtime each), OpenBLAS's for 100 ms. On several threads each turn begins with a rest that
@@ -64,19 +64,18 @@ def main(out: Path, task: Task) -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
-        if done.roof is None:
-            done.roof = machine.roof()
-            write(roof=done.roof)
+        write(roof=machine.roof())
         for family in task.families:
             for case in FAMILIES[family]():
                 if case.key in done.started or (task.quick and not case.quick):
                     continue
                 write(started=case.key)
-                write(key=case.key, result=_run(case, task, done.roof))
+                write(key=case.key, result=_run(case, task))
                 gc.collect()
+        write(roof=machine.roof())
 
 
-def _run(case: Any, task: Task, roof: dict) -> dict:
+def _run(case: Case, task: Task) -> dict:
     """Return a case's outcome as a dict that `results.Result` can be made of."""
     from . import kernels
     from .results import OURS
@@ -93,7 +92,7 @@ def _run(case: Any, task: Task, roof: dict) -> dict:
         )
         result["race"] = outcome.to_json()
         if OURS in outcome.timings:
-            observed = kernels.observe(contenders[OURS].make(), roof)
+            observed = kernels.observe(contenders[OURS].make())
             result["kernels"] = [kernel.to_json() for kernel in observed]
     except Exception as error:
         traceback.print_exc()
@@ -106,10 +105,19 @@ def _run(case: Any, task: Task, roof: dict) -> dict:
 class Progress:
     """What a worker's file says."""
 
-    roof: dict | None
+    roofs: list[dict]
     results: list[dict]
     started: list[str]
     outcomes: set[str]
+
+    @property
+    def roof(self) -> dict:
+        """The best of what was measured: at the start, when a worker went on, and at the end."""
+        sizes = self.roofs[0]["bandwidth"]
+        return {
+            "peak": max(roof["peak"] for roof in self.roofs),
+            "bandwidth": {n: max(roof["bandwidth"][n] for roof in self.roofs) for n in sizes},
+        }
 
     @property
     def fatal(self) -> list[str]:
@@ -119,14 +127,14 @@ class Progress:
 
 def read(out: Path) -> Progress:
     """Read a worker's file. Its last line may be cut off."""
-    progress = Progress(None, [], [], set())
+    progress = Progress([], [], [], set())
     for text in out.read_text().splitlines() if out.exists() else ():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
         if "roof" in line:
-            progress.roof = line["roof"]
+            progress.roofs.append(line["roof"])
         elif "started" in line:
             progress.started.append(line["started"])
         else:
