@@ -30,6 +30,7 @@ CPU_ONLY = {
     "bank_forward": _LAYOUT,
     "conv2d_bank_turned": _LAYOUT,
     "winograd_bank": _LAYOUT,
+    "few_backward_input": _FASTER,
     "depthwise_forward": _FASTER,
     "depthwise_backward_input": _FASTER,
     "depthwise_backward_weight": _FASTER,

@@ -122,6 +122,12 @@ CPU_CASES = [
     conv("padding past the window", (2, 3, 2, 2), (2, 2, 2, 3), stride=2, padding=3),
     conv("strips in a group", (1, 3, 3, 4), (2, 2, 2, 70), bias=True, padding=1, groups=2),
     conv("strips of the input's channels", (1, 3, 3, 70), (2, 2, 35, 4), padding=1, groups=2),
+    # The gradient of more input channels than a few: with phases, and without.
+    conv("strided, 6 channels", (2, 6, 5, 6), (3, 2, 6, 7), stride=(2, 3), padding=(1, 0)),
+    conv("stride past the window, 6 channels", (2, 5, 4, 6), (1, 1, 6, 4), stride=3, padding=2),
+    conv("dilated, 6 channels", (1, 9, 8, 6), (3, 2, 6, 3), stride=2, dilation=(2, 4)),
+    conv("small images, strided, 6 channels", (70, 3, 3, 6), (2, 2, 6, 3), stride=2, padding=1),
+    conv("a few channels to many", (1, 6, 7, 3), (3, 3, 3, 37), padding=1),
     # Small images are done several at a time, with some left at the end.
     conv("small images", (5, 4, 4, 2), (3, 3, 2, 3), bias=True, padding=1),
     conv("small images, not padded", (7, 6, 7, 3), (2, 3, 3, 4)),

@@ -4,7 +4,7 @@ import numpy as np
 
 import numbagrad as ng
 from numbagrad.kernels_cpu import BLOCK_ROWS, BLOCK_STEPS
-from numbagrad.ops.linalg import BANK_ROWS, _matmul
+from numbagrad.ops.linalg import BANK_BYTES, BANK_ROWS, FEW_ROWS, TURNED_COLUMNS, _matmul
 from numbagrad.simd import TILE_ROWS
 from numbagrad.testing import Case
 
@@ -83,7 +83,12 @@ CPU_CASES = [
     # Past one strip of b and past two, with all columns or a rest; b as it lies, and in a bank.
     *[turned(False, False, m=m, n=n) for m in (3, BANK_ROWS + 1) for n in (16, 33, 48, 50, 96)],
     *[turned(a, b, m=BANK_ROWS + 1, n=50) for a, b in [(True, False), (False, True), (True, True)]],
-    turned(False, True, m=1, n=33),
+    *[turned(False, False, m=BANK_ROWS + 1, n=n, k=BANK_BYTES // 4 // n + 1) for n in (33, 48, 50)],
+    *[turned(a, b, m=m, n=33) for m in (1, FEW_ROWS) for a in BOTH for b in BOTH],
+    *[turned(a, b, (2,), m=FEW_ROWS, n=33) for a in BOTH for b in BOTH],
+    # A transposed a that is turned.
+    *[turned(True, b, m=m, n=TURNED_COLUMNS + 1) for m in (5, BLOCK_ROWS + 1) for b in BOTH],
+    turned(True, False, m=5, n=TURNED_COLUMNS, k=BLOCK_STEPS + 1),
     # Past a block of a.
     *[turned(a, b, m=m, k=BLOCK_STEPS + 1) for m in (3, BANK_ROWS) for a in BOTH for b in BOTH],
     *[turned(a, False, m=BLOCK_ROWS + 1) for a in BOTH],
