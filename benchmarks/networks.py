@@ -44,7 +44,9 @@ def step_cases() -> list[Case]:
             f"{name}, batch {batch}",
             "",
             partial(_prepare_step, name, size, channels, batch, batch in compiled),
-            tolerance=1e-3,  # of the loss, before, and after one and two steps
+            # Of the loss, before, and after one and two steps. Adam's first steps are all of one
+            # length: where a gradient is next to nothing, rounding decides which way they go.
+            tolerance=1e-2,
             quick=(name, batch) in TARGETED,
         )
         for name, size, channels, batches, compiled in STEPS

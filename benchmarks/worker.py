@@ -4,7 +4,6 @@
 appends a line of JSON for the machine's roof at either end, at the start of each case and for its
 outcome. A worker that is started again on the same file goes on where the last one died, behind
 the case that killed it.
-
 """
 
 from __future__ import annotations
