@@ -31,7 +31,7 @@ from .errors import NO_ERROR
 from .jit import RETURNS, entry_address, entry_point, njit, start, words_of
 
 # Sharding. All of it depends on shapes only, so that bits do not depend on the thread count.
-SHARD_NS = 20_000  # a shard takes at least this long, or threads cost more than they gain
+SHARD_NS = 50_000  # a shard takes at least this long, or threads cost more than they gain
 MAX_SHARDS = 16
 MAX_PARTIAL_SHARDS = 8  # each needs its own copy of the output
 COMBINES = ("sum", "max", "min")  # what can be done with shards' partial outputs

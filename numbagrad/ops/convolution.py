@@ -152,7 +152,7 @@ def _backward_input(grad_out, weight, extents, **window) -> Array:
     way = _way((grad_out.shape[0], *extents, channels), weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
         return apply(_DEPTHWISE_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
-    if weight.shape[2] <= FEW_CHANNELS and window["groups"] == 1:
+    if window["groups"] == 1 and _is_few(weight.shape, strip_width(1, weight.dtype.itemsize)):
         return apply(_FEW_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
     turning = {name: window[name] for name in ("stride", "dilation", "groups")}
     strips = apply(_BANK_TURNED, weight, **turning)
@@ -174,7 +174,15 @@ def _backward_weight(x, grad_out, kernel_size, **window) -> Array:
     return apply(op, x, grad_out, kernel_size=kernel_size, **window)
 
 
-FEW_CHANNELS = 4  # up to so many, vectors of channels would be nearly empty
+def _is_few(weight: tuple[int, ...], lanes: int) -> bool:
+    """Return whether a filter has so few input channels that sums over vectors of k are quicker.
+
+    A tile of c takes a step for each tap and k. Sums over k take one for each tap, c and vector of
+    k, and as much as eight for adding up the lanes.
+    """
+    *kernel, depth, columns = weight
+    taps = size_of(kernel)
+    return depth * (taps * -(-columns // lanes) + 8) < taps * columns * -(-depth // lanes)
 
 
 @lru_cache(maxsize=1024)

@@ -28,6 +28,7 @@ from .shaping import reshape
 BANK_ROWS, BANK_BYTES = 4 * TILE_ROWS, 32 * 1024
 TURNED_COLUMNS = 192
 FEW_ROWS = 3  # too few for a tile
+SHARD_ROWS = 4 * TILE_ROWS
 
 
 def _rows_columns(shape: tuple[int, ...], transpose: bool) -> tuple[int, int]:
@@ -129,7 +130,7 @@ def _is_few(rows: int, transpose_a: bool) -> bool:
 
 
 def _matmul_split(call: Call) -> list[Split]:
-    """Cut a batch into matrices, or one product into rows, as many as a register tile has."""
+    """Cut a batch into matrices, or one product into rows: enough to use what is read of b."""
     *batch, m, n = call.outputs[0].shape
     count = size_of(tuple(batch))
     if count != 1:
@@ -138,12 +139,12 @@ def _matmul_split(call: Call) -> list[Split]:
         return [Split(count, (*steps, 0, strips), (m * n,))]
 
     def rows(scalars, lo, hi):
-        first, stop = lo * TILE_ROWS, min(hi * TILE_ROWS, m)
+        first, stop = lo * SHARD_ROWS, min(hi * SHARD_ROWS, m)
         # The rows of a transposed a are columns, which no slice holds: it comes whole.
         return (*scalars[:-2], first if call.transpose_a else 0, stop - first)
 
-    step_a = 0 if call.transpose_a else TILE_ROWS * call.inputs[0].shape[-1]
-    return [Split(-(-m // TILE_ROWS), (step_a, 0, 0, 0), (TILE_ROWS * n,), rows)]
+    step_a = 0 if call.transpose_a else SHARD_ROWS * call.inputs[0].shape[-1]
+    return [Split(-(-m // SHARD_ROWS), (step_a, 0, 0, 0), (SHARD_ROWS * n,), rows)]
 
 
 def _matmul_cost(call: Call) -> tuple[float, float]:
