@@ -210,7 +210,7 @@ class _ThreadState(threading.local):
     def __init__(self):
         self.interpreters: list = [run_eagerly]
         self.recording = True
-        self.threads = numba.config.NUMBA_NUM_THREADS  # what Numba uses for this thread's drivers
+        self.threads = numba.config.NUMBA_NUM_THREADS  # what Numba uses for this thread's loops
 
 
 _recorder: Callable | None = None

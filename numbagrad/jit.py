@@ -329,8 +329,8 @@ def njit(function: Callable | None = None, *, parallel: bool = False) -> Callabl
     function
         A function in Numba's subset of Python.
     parallel
-        Let ``numba.prange`` run on several threads. Kernels are sequential; only the drivers
-        that spread them over threads use it.
+        Let ``numba.prange`` run on several threads. Kernels are sequential; only the loop
+        that spreads them over threads uses it.
 
     Examples
     --------

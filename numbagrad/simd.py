@@ -23,8 +23,9 @@ Done naively each multiply-add waits for two loads. A tile keeps ``rows`` x ``co
 ``acc`` in registers: each step loads ``rows`` scalars of ``a`` and ``columns`` vectors of ``b`` and
 does ``rows * columns`` multiply-adds. These must be independent, many enough to hide their latency
 (4 cycles, two a cycle: at least 8), and fit the registers beside the few that hold ``a`` and ``b``.
-AVX2 has 16 registers: 6 x 2 and 3 fit. AVX-512 has 32: 8 x 2 leave half of them free, but more rows
-would be wasted at the edges of small images. Other processors get a cautious 4 x 2.
+AVX2 has 16 registers: 6 x 2 and 3 fit. AVX-512 has 32, and 8 x 2 leave half of them free; but a row
+also wants one of the 16 general registers for its place in memory, since rows may lie anywhere, and
+12 x 2 were no faster. Other processors get a cautious 4 x 2.
 
 With ``NUMBA_DISABLE_JIT=1`` every function here is plain NumPy on rows: kernels can be stepped
 through in a debugger.
