@@ -262,8 +262,8 @@ def _walk(
                 if gradient.spec != spec:
                     raise ShapeError(
                         f"{node.op.name}: its vjp gave a gradient of shape {gradient.shape}, "
-                        f"dtype {gradient.dtype} for an input of shape {spec.shape}, dtype "
-                        f"{spec.dtype}"
+                        f"dtype {gradient.dtype} on {gradient.device!r} for an input of shape "
+                        f"{spec.shape}, dtype {spec.dtype} on {spec.device!r}"
                     )
                 give(parent, gradient)
     return list(found.values())

@@ -112,7 +112,7 @@ class Pool:
             return np.empty(shape, dtype)
         try:
             chunk, start, stop = self._take(-(-nbytes // LINE) * LINE)
-        except OSError:
+        except (OSError, OverflowError):
             return np.empty(shape, dtype)
         finally:
             self._lock.release()

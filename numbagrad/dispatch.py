@@ -410,12 +410,12 @@ def _run_view(op: Op, call: Call, inputs: tuple[Array], targets: None) -> tuple[
 
 
 def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
-    """Emit the function that runs a plan. For the product of two small matrices it is
+    """Emit the function that runs a plan. For a sum of two small arrays it is
 
         def run(inputs, targets):
             x0, x1, = inputs
             out0, = targets or (Array(new_out0(), spec_out0),)
-            returned = kernel(reshape(x0._data, shape_x0), ..., param0, ..., *workspace())
+            returned = kernel(reshape(x0._data, shape_x0), ..., param0, reshape(out0._data, ...))
             if returned is not None:
                 refuse(returned)
             return out0,
@@ -552,8 +552,17 @@ def _choose_shards(op, call, views, kernel, workspace) -> _Shards | None:
             best = split, count
     if best is None:
         return None
+    if not (getattr(kernel, "_can_compile", True) and all(map(_is_plain, views.scalars))):
+        return None  # a user's kernel that takes what the words of a shard cannot hold
     split, count = best
     return _Shards(split, shard_bounds(split.size, count), views, kernel, workspace, call)
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether `words_of` knows a parameter's type."""
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, np.number, np.bool_, np.ndarray))
 
 
 class _Shards:
@@ -567,7 +576,9 @@ class _Shards:
             split.scalars(whole, int(lo), int(hi)) if split.scalars else whole
             for lo, hi in pairwise(bounds)
         ]
-        # A partial output is as many arrays as there are shards; workspace, as there are threads.
+        # A partial output is as many arrays as there are shards; workspace, as can be in use.
+        copies = min(self.count, numba.config.NUMBA_NUM_THREADS)
+        self.one_each = copies == self.count
         shapes = tuple(
             (self.count, *shape) if isinstance(rows, str) else shape
             for rows, shape in zip(split.outputs, views.outputs, strict=True)
@@ -577,7 +588,7 @@ class _Shards:
             allocator(shape, spec.dtype) if isinstance(rows, str) else None
             for rows, shape, spec in zip(split.outputs, shapes, call.outputs, strict=True)
         ]
-        self.workspace = devices.CPU.workspace(workspace, numba.config.NUMBA_NUM_THREADS)
+        self.workspace = devices.CPU.workspace(workspace, copies)
         if not numba.config.DISABLE_JIT:
             dtypes = [spec.dtype for spec in (*call.inputs, *call.outputs)]
             pairs = zip((*views.inputs, *shapes), dtypes, strict=True)
@@ -587,10 +598,16 @@ class _Shards:
         """Prepare each shard's arguments as words, which lack but the addresses of the arrays."""
         arrays = [np.empty(shape, dtype) for shape, dtype in arrays]  # anywhere
         scratch = [np.empty(shape, dtype) for shape, dtype in self.workspace.wanted]
-        rows = []
+        rows, kinds = [], set()
         for shard in range(self.count):
             arguments = self._arguments(shard, arrays[:inputs], arrays[inputs:], scratch)
             rows.append([words_of(argument) for argument in arguments])
+            kinds.add(tuple(map(numba.typeof, arguments)))
+        if len(kinds) > 1:
+            raise TypeError(
+                f"{self.kernel.__name__}: its parameters must have the same types in all shards; "
+                "see what the op's split returns"
+            )
         self.entry = entry_address(self.kernel, arguments)
         places = list(itertools.accumulate(map(len, rows[0]), initial=0))
         end = len(arguments)
@@ -616,9 +633,9 @@ class _Shards:
                 state.threads = _threads
             words, status = self.words.copy(), np.empty(self.count, np.int32)
             words[:, self.addresses] += _addresses([*inputs, *outs, *scratch])
-            _run_shards(self.entry, words, status)
+            _run_shards(self.entry, words, status, self.one_each)
             if any(status.tolist()):
-                self._raise_again(int(status.argmax()), inputs, outs, scratch)
+                self._raise_again(int(np.flatnonzero(status)[0]), inputs, outs, scratch)
         for out, part, rows in zip(outputs, outs, self.split.outputs):
             if rows == "sum":
                 _sum_partials(part.reshape(-1), self.count, size_of(out.shape), out.reshape(-1))
@@ -653,10 +670,14 @@ def _sum_partials(parts: np.ndarray, count: int, size: int, out: np.ndarray) -> 
 
 
 @njit(parallel=True)
-def _run_shards(entry, words, status):
-    """Run a kernel on its shards, spread over threads; each has a row of words, its arguments."""
+def _run_shards(entry, words, status, one_each):
+    """Run a kernel on its shards, spread over threads; each has a row of words, its arguments.
+
+    With `one_each` every shard has workspace of its own, else every thread.
+    """
     for shard in prange(status.size):
-        status[shard] = start(entry, words, shard, get_thread_id())
+        room = np.int64(shard) if one_each else np.int64(get_thread_id())
+        status[shard] = start(entry, words, shard, room)
 
 
 # ----------------------------------------------------------------- threads

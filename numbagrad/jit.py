@@ -46,6 +46,8 @@ from numba.core.typing.templates import signature as make_signature
 from numba.extending import lower_builtin
 from numba.np.numpy_support import as_dtype
 
+__numba_extension__ = True  # how `start` lowers is part of the key of what calls it
+
 ANNOUNCE_AFTER = 0.5  # seconds
 SETTLED = ("builtins", "llvmlite", "math", "numba", "numpy")  # packages that a version names
 OURS = ("numbagrad",)
@@ -480,8 +482,8 @@ def _array_at(context, builder, kind: types.Array, address: ir.Value, extents: l
     array.nitems = functools.reduce(builder.mul, extents, ir.IntType(64)(1))
     array.itemsize = itemsize
     array.data = builder.inttoptr(address, array.data.type)
-    array.shape = cgutils.pack_array(builder, extents)
-    array.strides = cgutils.pack_array(builder, strides)
+    array.shape = cgutils.pack_array(builder, extents, ir.IntType(64))
+    array.strides = cgutils.pack_array(builder, strides, ir.IntType(64))
     return array._getvalue()
 
 

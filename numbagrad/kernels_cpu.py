@@ -6,7 +6,7 @@ Arguments come in the order inputs, parameters, outputs, workspace. Arrays are c
 are overwritten and hold garbage before. A kernel knows nothing of threads: it runs on a *shard*,
 some rows of the whole, and the op's ``split`` (in ``ops/``) says how the whole is cut. The CUDA
 kernel of the same name does the same work in ``kernels_cuda.py``. Only banks and the faster ways to
-convolve (depthwise, Winograd's) are for the CPU alone.
+convolve (depthwise, Winograd's, for few channels) are for the CPU alone.
 
 float32 and float64 go through one text: ``x.dtype.type(0)`` is a zero of the right kind, where a
 bare ``0.0`` would turn float32 arithmetic into float64.
@@ -518,7 +518,7 @@ def place_forward(x, index, reduce, inner, out):
 
 # ============================================================ matrix product
 #
-# Products and convolutions are one loop over register tiles (see simd.py): `_strip`. Its second
+# Products and convolutions are one loop over register tiles (see simd.py): `_tiles`. Its second
 # operand, the *bank*, lies in strips: as many columns as a tile is wide, row after row of the strip
 # in one run, zeros past the last column. So it streams through the cache, whole vectors at a time.
 
@@ -648,17 +648,20 @@ def _product_of_row(a, at_a, b, at_b, n, k, out, at):
     for p in range(0, max(k, 1), 4):
         here, row, left = at_a + p, at_b + p * n, k - p
         a0 = a[here] if left > 0 else zero
-        a1, row1 = (a[here + 1], row + n) if left > 1 else (zero, row)
-        a2, row2 = (a[here + 2], row + 2 * n) if left > 2 else (zero, row)
-        a3, row3 = (a[here + 3], row + 3 * n) if left > 3 else (zero, row)
+        a1 = a[here + 1] if left > 1 else zero
+        a2 = a[here + 2] if left > 2 else zero
+        a3 = a[here + 3] if left > 3 else zero
         for j in range(0, n, simd.lanes(out)):
             width = n - j
             total = simd.splat(zero, out) if p == 0 else simd.load(out, at + j, width)
             if left > 0:
                 total = simd.fma(simd.load(b, row + j, width), a0, total)
-                total = simd.fma(simd.load(b, row1 + j, width), a1, total)
-                total = simd.fma(simd.load(b, row2 + j, width), a2, total)
-                total = simd.fma(simd.load(b, row3 + j, width), a3, total)
+            if left > 1:
+                total = simd.fma(simd.load(b, row + n + j, width), a1, total)
+            if left > 2:
+                total = simd.fma(simd.load(b, row + 2 * n + j, width), a2, total)
+            if left > 3:
+                total = simd.fma(simd.load(b, row + 3 * n + j, width), a3, total)
             simd.store(out, at + j, total, width)
 
 
@@ -2232,7 +2235,7 @@ def batch_norm_statistics(block_mean, block_square, block, count, mean, var):
 @njit
 def _rows_in_cache(channels):
     """Return how many rows to take at a time: about 4096 elements, well inside a core's L1."""
-    return max(4096 // channels, 16)
+    return max(4096 // max(channels, 1), 16)
 
 
 @njit

@@ -1,4 +1,4 @@
-"""Plans, shards and the drivers that run them; threads."""
+"""Plans, the shards that they are cut into, and the loop that runs these; threads."""
 
 import os
 import subprocess
@@ -425,3 +425,39 @@ def test_view_of_a_state_does_not_change_with_it():
     row = weight.reshape(1, 2)
     ng.assign(weight, [3.0, 4.0])
     assert row.tolist() == [[1, 2]]
+
+
+def split_op(kernel, infer, scalars=(), split_scalars=None):
+    """Return an op on one array that is cut into shards once it is large."""
+    return Op(
+        "cut",
+        infer,
+        {"cpu": kernel},
+        arrange=lambda call: Views((call.inputs[0].shape,), (call.outputs[0].shape,), scalars),
+        split=lambda call: [Split(call.inputs[0].size, (1,), (1,), split_scalars)],
+        cost=lambda call: (1e9, 1e9),
+    )
+
+
+def test_parameters_that_words_cannot_hold_run_whole():
+    @njit
+    def kernel(x, nothing, out):
+        for i in range(x.size):
+            out[i] = x[i] + 1
+
+    op = split_op(kernel, lambda x: (x.shape, x.dtype), (None,))
+    assert apply(op, zeros(8)).tolist() == [1.0] * 8
+    assert next(iter(op._plans.values())).shards is None
+
+
+def test_parameters_of_several_types():
+    @njit
+    def kernel(x, first, out):
+        for i in range(x.size):
+            out[i] = first
+
+    op = split_op(
+        kernel, lambda x: (x.shape, x.dtype), (0,), lambda scalars, lo, hi: (0.5 if lo else 1,)
+    )
+    with pytest.raises(TypeError, match="kernel: its parameters must have the same types"):
+        apply(op, zeros(8))

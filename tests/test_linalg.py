@@ -38,3 +38,11 @@ def test_one_product_is_spread_over_threads(transpose_a, transpose_b, monkeypatc
 def test_linear_names_what_is_no_array():
     with pytest.raises(TypeError, match="linear: weight is of type ndarray; ops take Arrays"):
         ng.linear(ng.asarray([1.0]), np.ones((1, 2), np.float32))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_infinities_do_not_meet_zeros_of_our_own(rows, steps):
+    a, b = np.ones((rows, steps), np.float32), np.ones((steps, 2), np.float32)
+    b[0, 0] = np.inf
+    np.testing.assert_array_equal((ng.asarray(a) @ ng.asarray(b)).numpy(), a @ b)

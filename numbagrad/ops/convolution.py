@@ -152,7 +152,8 @@ def _backward_input(grad_out, weight, extents, **window) -> Array:
     way = _way((grad_out.shape[0], *extents, channels), weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
         return apply(_DEPTHWISE_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
-    if window["groups"] == 1 and _is_few(weight.shape, strip_width(1, weight.dtype.itemsize)):
+    lanes = strip_width(1, weight.dtype.itemsize)
+    if way == "tiles" and window["groups"] == 1 and _sums_over_outputs(weight.shape, lanes):
         return apply(_FEW_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
     turning = {name: window[name] for name in ("stride", "dilation", "groups")}
     strips = apply(_BANK_TURNED, weight, **turning)
@@ -174,7 +175,7 @@ def _backward_weight(x, grad_out, kernel_size, **window) -> Array:
     return apply(op, x, grad_out, kernel_size=kernel_size, **window)
 
 
-def _is_few(weight: tuple[int, ...], lanes: int) -> bool:
+def _sums_over_outputs(weight: tuple[int, ...], lanes: int) -> bool:
     """Return whether a filter has so few input channels that sums over vectors of k are quicker.
 
     A tile of c takes a step for each tap and k. Sums over k take one for each tap, c and vector of
@@ -182,7 +183,7 @@ def _is_few(weight: tuple[int, ...], lanes: int) -> bool:
     """
     *kernel, depth, columns = weight
     taps = size_of(kernel)
-    return depth * (taps * -(-columns // lanes) + 8) < taps * columns * -(-depth // lanes)
+    return depth < lanes and depth * (taps * -(-columns // lanes) + 8) < taps * columns
 
 
 @lru_cache(maxsize=1024)
@@ -217,7 +218,8 @@ def set_winograd(on: bool) -> None:
     It does with a quarter of the multiplications, and is used where that is faster. Its rounding
     errors are larger than those of the plain sum: in float32, on numbers of variance 1, from 4e-6
     of the largest output with 16 channels to 1e-5 with 128, where the plain sum has about 1e-6.
-    Gradients are as exact.
+    Gradients are as exact. An infinite or undefined pixel spreads to all of the 4 x 4 outputs that
+    are computed together.
 
     Examples
     --------

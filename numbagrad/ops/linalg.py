@@ -112,7 +112,7 @@ def _matmul_workspace(call: Call):
     There are no tables for products of a few rows, which go without tiles.
     """
     a, _, _, bank = call.inputs
-    if call.device != "cpu" or _is_few(call.outputs[0].shape[-2], call.transpose_a):
+    if call.device != "cpu" or _has_few_rows(call.outputs[0].shape[-2], call.transpose_a):
         return [((0, 0), np.int64), ((0,), a.dtype), ((0,), a.dtype)]
     m, n = call.outputs[0].shape[-2:]
     lanes = strip_width(1, a.dtype.itemsize)
@@ -124,7 +124,7 @@ def _matmul_workspace(call: Call):
     return [((3, rows), np.int64), ((tail,), a.dtype), ((block,), a.dtype)]
 
 
-def _is_few(rows: int, transpose_a: bool) -> bool:
+def _has_few_rows(rows: int, transpose_a: bool) -> bool:
     """Return whether a product has too few rows for tiles."""
     return rows <= FEW_ROWS and not transpose_a
 
@@ -207,7 +207,7 @@ def _matmul(
     strips = none
     rows = _rows_columns(a.shape, transpose_a)[0]
     pays = transpose_b or (rows >= BANK_ROWS and b.nbytes >= BANK_BYTES)
-    if b.device == "cpu" and b.dtype in FLOATS and pays and not _is_few(rows, transpose_a):
+    if b.device == "cpu" and b.dtype in FLOATS and pays and not _has_few_rows(rows, transpose_a):
         strips = bank(b, batch=b.ndim - 2, transpose=transpose_b)
     bias = none if bias is None else bias
     return apply(_MATMUL, a, b, bias, strips, transpose_a=transpose_a, transpose_b=transpose_b)
