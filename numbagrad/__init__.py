@@ -7,6 +7,7 @@ import importlib
 from . import data, errors, layers, models, ops, optim, random, simd, train, weights
 from .array import Array, Spec, asarray
 from .autodiff import enable_grad, grad, no_grad, value_and_grad, vjp
+from .compiler import compile
 from .dispatch import Op, apply, get_num_threads, set_num_threads
 from .ops import *
 
@@ -16,6 +17,7 @@ __all__ = [
     "Spec",
     "apply",
     "asarray",
+    "compile",
     "data",
     "enable_grad",
     "errors",

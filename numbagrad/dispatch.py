@@ -83,6 +83,9 @@ class Split:
         ``"min"``.
     scalars
         ``scalars(scalars, lo, hi)`` returns the kernel parameters of the shard ``lo:hi``.
+    grain
+        Shards take whole multiples of so many units, the last one the rest: what makes good use of
+        the kernel. Any other cut is right too.
 
     Raises
     ------
@@ -94,6 +97,7 @@ class Split:
     inputs: tuple[int, ...]
     outputs: tuple[int | str, ...]
     scalars: Callable[[tuple, int, int], tuple] | None = None
+    grain: int = 1
 
     def __post_init__(self):
         for rows in self.outputs:
@@ -522,12 +526,14 @@ def _raise_bad_value(op: Op, flag, inputs: tuple[Array, ...], call: Call, read: 
 # ------------------------------------------------------------------ shards
 
 
-def shard_bounds(size: int, shards: int) -> np.ndarray:
+def shard_bounds(size: int, shards: int, grain: int = 1) -> np.ndarray:
     """Cut ``size`` units into ``shards``: shard ``t`` is ``bounds[t]:bounds[t + 1]``.
 
-    Their sizes differ by one at most.
+    Their sizes differ by one grain at most, but for the last grain, which may be a part.
     """
-    return np.array([size * t // shards for t in range(shards + 1)], np.int64)
+    grains = -(-size // grain)
+    bounds = [min(grains * t // shards * grain, size) for t in range(shards + 1)]
+    return np.array(bounds, np.int64)
 
 
 def _choose_shards(op, call, views, kernel, workspace) -> _Shards | None:
@@ -547,7 +553,8 @@ def _choose_shards(op, call, views, kernel, workspace) -> _Shards | None:
     best = None
     for split in splits:
         partial = any(isinstance(rows, str) for rows in split.outputs)
-        count = min(worth, split.size, MAX_PARTIAL_SHARDS if partial else MAX_SHARDS)
+        grains = -(-split.size // split.grain)
+        count = min(worth, grains, MAX_PARTIAL_SHARDS if partial else MAX_SHARDS)
         if count >= 2 and (best is None or count > best[1]):
             best = split, count
     if best is None:
@@ -555,7 +562,8 @@ def _choose_shards(op, call, views, kernel, workspace) -> _Shards | None:
     if not (getattr(kernel, "_can_compile", True) and all(map(_is_plain, views.scalars))):
         return None  # a user's kernel that takes what the words of a shard cannot hold
     split, count = best
-    return _Shards(split, shard_bounds(split.size, count), views, kernel, workspace, call)
+    bounds = shard_bounds(split.size, count, split.grain)
+    return _Shards(split, bounds, views, kernel, workspace, call)
 
 
 def _is_plain(value: Any) -> bool:
@@ -667,6 +675,28 @@ def _addresses(arrays: list[np.ndarray]) -> list[int]:
 
 def _sum_partials(parts: np.ndarray, count: int, size: int, out: np.ndarray) -> None:
     devices.backend("cpu").kernels.sum_forward(parts, count, size, out)
+
+
+def run_rows(entry: int, words: np.ndarray, status: np.ndarray) -> None:
+    """Run, spread over threads, what lies at `entry` once for each row of arguments in `words`.
+
+    Arrays with a distance in `words` are given to each thread its own.
+    """
+    if state.threads != _threads:
+        numba.set_num_threads(_threads)
+        state.threads = _threads
+    if len(words) == 1:
+        status[0] = _run_one(entry, words)
+    else:
+        _run_shards(entry, words, status, False)
+    if status.any():
+        raise RuntimeError("a kernel failed")
+
+
+@njit
+def _run_one(entry, words):
+    """Run a kernel on its one row of arguments, on the calling thread."""
+    return start(entry, words, 0, 0)
 
 
 @njit(parallel=True)

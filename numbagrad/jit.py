@@ -49,7 +49,7 @@ from numba.np.numpy_support import as_dtype
 __numba_extension__ = True  # how `start` lowers is part of the key of what calls it
 
 ANNOUNCE_AFTER = 0.5  # seconds
-SETTLED = ("builtins", "llvmlite", "math", "numba", "numpy")  # packages that a version names
+SETTLED = ("builtins", "ctypes", "llvmlite", "math", "numba", "numpy")  # what a version names
 OURS = ("numbagrad",)
 
 
@@ -446,7 +446,7 @@ def _compile_entry(result: CompileResult):
         if isinstance(kind, types.Array):
             address, apart = next_word(), next_word()
             address = builder.add(address, builder.mul(apart, thread))
-            return _array_at(
+            return array_of(
                 context, builder, kind, address, [next_word() for _ in range(kind.ndim)]
             )
         if isinstance(kind, types.BaseTuple):
@@ -469,8 +469,8 @@ def _compile_entry(result: CompileResult):
     return library, name
 
 
-def _array_at(context, builder, kind: types.Array, address: ir.Value, extents: list) -> ir.Value:
-    """Make an array of what lies, row after row, at an address."""
+def array_of(context, builder, kind: types.Array, address: ir.Value, extents: list) -> ir.Value:
+    """Build, in LLVM, an array of what lies, row after row, at an address."""
     itemsize = ir.IntType(64)(as_dtype(kind.dtype).itemsize)
     strides, size = [], itemsize
     for extent in reversed(extents):

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba import config
 
 from .array import FLOATS, Array, asarray
 from .autodiff import vjp
-from .compiler.trace import trace
+from .compiler import compile, trace
 from .dispatch import NO_ERROR, Op, Plan, Split, interpreter, plan_for, run_eagerly, shard_bounds
 
 #: Relative and absolute tolerance against a float64 reference. The absolute one counts in units
@@ -183,6 +184,7 @@ def check_op(
     device: str = "cpu",
     rtol: float | None = None,
     atol: float | None = None,
+    compiled: bool = bool(config.DISABLE_JIT),
 ) -> set[str]:
     """Hold a function of arrays against its reference and all that an op promises.
 
@@ -190,7 +192,8 @@ def check_op(
 
     * the value is that of the reference, and float32 stays float32;
     * a second run gives the same bits, gradients included; inputs are left as they were;
-    * so does a trace of the function, replayed (on the CPU);
+    * so does a trace of the function, replayed (on the CPU); compiled, it gives the same to
+      tolerance (only with the JIT off, where that takes no time, unless ``compiled`` asks for it);
     * gradients and their gradients agree with finite differences (float64), with float64's
       (float32), or with the CPU's (on CUDA), and each is the same when asked for alone;
     * on the CPU, every kernel that ran is run again, whole and in shards along each axis that its
@@ -212,6 +215,8 @@ def check_op(
         ``"cpu"`` or ``"cuda"``.
     rtol, atol
         Tolerances in place of those in `TOLERANCES`; `atol` counts in units of the largest value.
+    compiled
+        Compile the function too.
 
     Returns
     -------
@@ -243,6 +248,8 @@ def check_op(
             _check_repeatable(f, arrays, hosts, grad, results)
             if device == "cpu":
                 _check_staged(f, arrays, grad, results)
+                if compiled:
+                    _check_compiled(f, arrays, grad, results, closeness)
             if grad and device != "cpu":
                 _check_peer("the CPU's", f, hosts, results, closeness)
             elif grad:
@@ -314,6 +321,12 @@ def _check_staged(f, arrays, grad, results) -> None:
     traced = trace(lambda *inputs: value_and_gradients(f, inputs, grad), *arrays)
     for name, replayed in _on_host(traced(*arrays)).items():
         _require_same_bits(f"{name}, traced and replayed,", replayed, results[name], "eager's")
+
+
+def _check_compiled(f, arrays, grad, results, closeness) -> None:
+    compiled = compile(lambda *inputs: value_and_gradients(f, inputs, grad))
+    for name, result in _on_host(compiled(*arrays)).items():
+        _require_close(f"{name}, compiled,", result, results[name], "eager", closeness)
 
 
 def _check_peer(peer: str, f, hosts, results, closeness) -> None:

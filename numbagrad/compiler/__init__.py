@@ -1,9 +1,11 @@
 """The compiler: from a traced function to fused kernels.
 
-So far it stages: ``trace`` writes a function down as a list of equations, which can be read,
-printed and replayed.
+``trace`` writes a function down as a list of equations; ``simplify`` cleans them up; ``plan``
+decides what runs when, in which memory; ``emit_cpu`` writes that as Numba source, which
+``compiled`` loads and runs.
 """
 
+from .function import CompiledFunction, compile
 from .trace import Equation, Trace, trace
 
-__all__ = ["Equation", "Trace", "trace"]
+__all__ = ["CompiledFunction", "Equation", "Trace", "compile", "trace"]

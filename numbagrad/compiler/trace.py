@@ -79,13 +79,15 @@ class Trace:
         self.result: Any = None
         self._values = 0
         self._leaves: dict[int, _Leaf] = {}
-        self._grads: list[tuple[Array, Variable | None]] = []
+        self.gradients: list[tuple[Array, Variable | None]] = []
         self._last_use: list[tuple[int, ...]] = []
 
     @property
     def states(self) -> list[State]:
         """The parameters, buffers and counters that are read or written."""
         return [met.leaf for met in self._leaves.values() if isinstance(met.leaf, State)]
+
+    is_current = True  # a trace folds nothing
 
     # ----------------------------------------------------------------- tracing
 
@@ -104,6 +106,11 @@ class Trace:
                     return GradientOf(met.leaf)
             self.note(array)
         return array
+
+    def _returned(self, value: Any) -> Operand:
+        if not isinstance(value, Array):
+            raise TraceError(f"a traced function returns arrays, got {type(value).__name__}")
+        return self._operand(value)
 
     def note(self, leaf: Array) -> None:
         """Remember an array from outside as it is now, before the traced function changes it."""
@@ -130,15 +137,15 @@ class Trace:
 
     def _finish(self, result: Any) -> None:
         """Take the outputs, and the gradients that are left on leaves."""
-        self.result = _map(result, self._operand)
+        self.result = map_leaves(result, self._returned)
         for met in self._leaves.values():
             after = met.leaf.grad
             if after is not None and isinstance(after._data, Symbol):
-                self._grads.append((met.leaf, Variable(after._data.index)))
+                self.gradients.append((met.leaf, Variable(after._data.index)))
             elif after is None and met.grad is not None:
-                self._grads.append((met.leaf, None))
-        kept: set[int] = {v.number for _, v in self._grads if v is not None}
-        _map(self.result, lambda v: kept.add(v.number) if isinstance(v, Variable) else None)
+                self.gradients.append((met.leaf, None))
+        kept: set[int] = {v.number for _, v in self.gradients if v is not None}
+        map_leaves(self.result, lambda v: kept.add(v.number) if isinstance(v, Variable) else None)
         self._plan_release(kept)
 
     def _put_back(self) -> None:
@@ -201,9 +208,9 @@ class Trace:
                     values.update(zip(equation.outputs, outputs, strict=True))
                 for number in released:
                     values.pop(number, None)
-            for leaf, variable in self._grads:
+            for leaf, variable in self.gradients:
                 leaf.grad = None if variable is None else value(variable)
-            return _map(self.result, value)
+            return map_leaves(self.result, value)
         finally:
             dispatch.state.recording = before
 
@@ -235,7 +242,7 @@ class Trace:
             params = "".join(f", {name}={value}" for name, value in eq.params.items())
             sign = "=" if eq.targets is None else "<-"
             lines.append(f"  {left} {sign} {eq.op.name}({', '.join(map(show, eq.inputs))}{params})")
-        lines.append(f"  return {_map(self.result, show)}")
+        lines.append(f"  return {map_leaves(self.result, show)}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -296,16 +303,14 @@ def _specs_of(args: tuple[Array, ...]) -> tuple[Spec, ...]:
     return tuple(arg.spec for arg in args)
 
 
-def _map(structure: Any, function: Callable) -> Any:
+def map_leaves(structure: Any, function: Callable) -> Any:
     """Apply a function to every array or operand of nested tuples, lists and dicts."""
     if isinstance(structure, (tuple, list)):
-        return type(structure)(_map(item, function) for item in structure)
+        return type(structure)(map_leaves(item, function) for item in structure)
     if isinstance(structure, dict):
-        return {name: _map(item, function) for name, item in structure.items()}
+        return {name: map_leaves(item, function) for name, item in structure.items()}
     if structure is None:
         return None
-    if not isinstance(structure, (Array, Variable, GradientOf)):
-        raise TraceError(f"a traced function returns arrays, got {type(structure).__name__}")
     return function(structure)
 
 

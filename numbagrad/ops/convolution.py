@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -372,14 +373,8 @@ def _winograd_room(call: Call) -> tuple[int, tuple[int, int]]:
 
 def _winograd_split(call: Call) -> list[Split]:
     """Cut into groups of images that fill the room."""
-    images = _images(call)
-    unit = -(-_winograd_room(call)[0] // max(_tiles_of(images.shape[1:3]), 1))
-    (whole,) = _by_image(call)
-    inputs, outputs = (
-        tuple(rows if isinstance(rows, str) else rows * unit for rows in side)
-        for side in (whole.inputs, whole.outputs)
-    )
-    return [Split(-(-whole.size // unit), inputs, outputs)]
+    grain = -(-_winograd_room(call)[0] // max(_tiles_of(_images(call).shape[1:3]), 1))
+    return [replace(split, grain=grain) for split in _by_image(call)]
 
 
 def _winograd_workspace(call: Call):

@@ -549,7 +549,7 @@ _CAST = register(
         cost=_cheap,
     )
 )
-_COPY = register(
+COPY = register(
     Op(
         "copy",
         lambda x: (x.shape, x.dtype),
@@ -583,7 +583,7 @@ def astype(x: Array, dtype: Any) -> Array:
 
 def copy(x: Array) -> Array:
     """Return a new array with the values of ``x``."""
-    return apply(_COPY, x)
+    return apply(COPY, x)
 
 
 def _broadcast_infer(x, *, shape):

@@ -139,12 +139,11 @@ def _matmul_split(call: Call) -> list[Split]:
         return [Split(count, (*steps, 0, strips), (m * n,))]
 
     def rows(scalars, lo, hi):
-        first, stop = lo * SHARD_ROWS, min(hi * SHARD_ROWS, m)
         # The rows of a transposed a are columns, which no slice holds: it comes whole.
-        return (*scalars[:-2], first if call.transpose_a else 0, stop - first)
+        return (*scalars[:-2], lo if call.transpose_a else 0, hi - lo)
 
-    step_a = 0 if call.transpose_a else SHARD_ROWS * call.inputs[0].shape[-1]
-    return [Split(-(-m // SHARD_ROWS), (step_a, 0, 0, 0), (SHARD_ROWS * n,), rows)]
+    step_a = 0 if call.transpose_a else call.inputs[0].shape[-1]
+    return [Split(m, (step_a, 0, 0, 0), (n,), rows, SHARD_ROWS)]
 
 
 def _matmul_cost(call: Call) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from ..array import Array, Spec, State, asarray, require_same_device
 from ..dispatch import Call, Op, Split, Views, apply_into, register
 from ..errors import DTypeError, ShapeError
-from .elementwise import _COPY, flat, require_float
+from .elementwise import COPY, flat, require_float
 
 
 def assign(target: State, value: Any) -> None:
@@ -59,7 +59,7 @@ def assign(target: State, value: Any) -> None:
         raise DTypeError(
             f"assign: a state of dtype {target.dtype} cannot take {value.dtype}; use x.astype()"
         )
-    apply_into((target,), _COPY, value)
+    apply_into((target,), COPY, value)
 
 
 # ------------------------------------------------------------------- updates

@@ -1,0 +1,210 @@
+"""Run a plan: load its source as a module, hold its memory, call its regions in order."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import threading
+from functools import partial
+from typing import Any
+
+import numba
+import numpy as np
+
+from .. import device as devices
+from .. import dispatch
+from ..array import Array
+from ..errors import NO_ERROR, GraphError
+from ..jit import Kernel, cache_dir, entry_address, words_of, write_atomically
+from .emit_cpu import Source
+from .linkage import link
+from .plan import Buffer, Plan, Ref, Region
+from .trace import Trace, map_leaves
+
+LINE = 64
+
+
+def load_module(text: str, name: str):
+    """Write source into the cache and import it; the same text is the same module."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    module_name = f"numbagrad_compiled_{digest}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    folder = cache_dir() / "compiled"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}_{digest}.py"
+    if not path.exists():
+        write_atomically(path, text.encode())
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+    raw = np.empty(nbytes + LINE, np.uint8)
+    first = -raw.ctypes.data % LINE
+    return raw[first : first + nbytes]
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+class Executable:
+    """A planned step with its memory, ready to run."""
+
+    def __init__(self, plan: Plan, trace: Trace, folded: list[Array], names: dict[int, str]):
+        self.plan, self.trace = plan, trace
+        self._folded = [(array, array._data) for array in folded]
+        self.source = Source(plan, names)
+        self._lock = threading.Lock()
+        self._arena = _aligned(plan.arena_bytes)
+        self._memory = np.zeros(max(len(self.source.slots), 1), np.int64)
+        self._leaves: list[tuple[int, Array]] = []
+        self._data: list[Any] = []
+        self._arguments: list[tuple[int, int]] = []
+        self._gradients: list[tuple[int, Array]] = []
+        self._kept: dict[Buffer, tuple[int, Any]] = {}
+        for slot, what in enumerate(self.source.slots):
+            self._place(slot, what)
+        self._news = {
+            buffer: devices.CPU.allocator(buffer.spec.shape, buffer.spec.dtype)
+            for buffer in plan.kept
+        }
+        self._slot_of = {
+            what: slot for slot, what in enumerate(self.source.slots) if isinstance(what, Buffer)
+        }
+        self._assigned = [
+            target for equation in trace.equations for target in equation.targets or ()
+        ]
+        self._link()
+        module = load_module(self.source.text, _safe(plan.name))
+        copies = numba.config.NUMBA_NUM_THREADS
+        most = max((region.scratch_bytes for region in plan.regions), default=0)
+        self._scratch = _aligned(most * copies + LINE)
+        self._runs = [
+            self._runner(getattr(module, name), region)
+            for name, region in zip(self.source.functions, plan.regions, strict=True)
+        ]
+
+    def _place(self, slot: int, what: Buffer | np.ndarray) -> None:
+        if isinstance(what, np.ndarray):
+            self._data.append(what)  # keeps it alive
+            self._memory[slot] = _address(what)
+        elif what.source == "argument":
+            self._arguments.append((slot, what.index))
+        elif what.source == "leaf":
+            self._leaves.append((slot, what.leaf))
+        elif what.source == "gradient":
+            self._gradients.append((slot, what.leaf))
+        elif what in self.plan.places:
+            self._memory[slot] = _address(self._arena) + self.plan.places[what]
+
+    def _link(self) -> None:
+        """Have all kernels compiled, or loaded, that the emitted code calls by name."""
+        if numba.config.DISABLE_JIT:
+            return
+        for name, calls in self.source.calls.items():
+            kernel = self.source.kernels[name]
+            for kinds in calls:
+                if isinstance(kernel, Kernel):  # another of Numba's is built into its caller
+                    link(kernel, kinds)
+
+    def _runner(self, function, region: Region):
+        size = max(region.scratch_bytes, 1)
+        scratch = self._scratch[:size]
+        bounds = region.bounds.tolist()
+        rows = [
+            (self._memory, scratch, shard, bounds[shard], bounds[shard + 1])
+            for shard in range(region.shards)
+        ]
+        if numba.config.DISABLE_JIT:
+            return partial(_run_in_turn, function, rows)
+        entry = entry_address(function, rows[0])
+        words = np.array(
+            [[word for argument in row for word in words_of(argument)] for row in rows], np.int64
+        )
+        words[:, 4] = -(-size // LINE) * LINE  # from one thread's scratch to the next
+        status = np.zeros(region.shards, np.int32)
+        return partial(dispatch.run_rows, entry, words, status)
+
+    # -------------------------------------------------------------------- run
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the numbers that were computed while compiling are still the same."""
+        return all(array._data is data for array, data in self._folded)
+
+    def __call__(self, args: list[Array]) -> Any:
+        """Run the step on arrays of the planned shapes."""
+        with self._lock:
+            kept = self._run(args)
+        for node in self.plan.checked:
+            flag = kept[node.outputs[-1]]
+            if int(flag[0]) != NO_ERROR:
+                arrays = tuple(self._checkable(ref, args, kept) for ref in node.inputs)
+                node.op.check(int(flag[0]), arrays, node.call)
+        for target in self._assigned:
+            target.version += 1
+
+        def value(ref: Ref | Array) -> Array:
+            return ref if isinstance(ref, Array) else self._array(ref, args, kept)
+
+        for leaf, ref in self.plan.gradients:
+            leaf.grad = None if ref is None else value(ref)
+        return map_leaves(self.plan.result, value)
+
+    def _run(self, args: list[Array]) -> dict[Buffer, np.ndarray]:
+        memory = self._memory
+        for slot, index in self._arguments:
+            memory[slot] = _address(args[index]._data)
+        for slot, leaf in self._leaves:
+            memory[slot] = _address(leaf._data)
+        for slot, leaf in self._gradients:
+            if leaf.grad is None:
+                raise GraphError(
+                    f"{self.plan.name} was compiled while .grad of an array of shape {leaf.shape} "
+                    "held a gradient to add to, and it holds none now; call zero_grad() inside"
+                )
+            memory[slot] = _address(leaf.grad._data)
+        kept = {}
+        for buffer, new in self._news.items():
+            kept[buffer] = array = new()
+            if buffer in self._slot_of:
+                memory[self._slot_of[buffer]] = _address(array)
+        for run in self._runs:
+            run()
+        return kept
+
+    def _array(self, ref: Ref, args, kept) -> Array:
+        """Return what the caller gets for a value, which may be a part of a buffer."""
+        buffer = ref.buffer
+        if buffer.source == "argument":
+            if ref.spec == buffer.spec and not ref.offset:
+                return args[buffer.index]
+            data = args[buffer.index]._data
+        elif buffer.source == "value":
+            data = kept[buffer]
+        else:
+            data = buffer.leaf._data if buffer.source == "leaf" else buffer.leaf.grad._data
+            data = data.copy()
+        flat = data.reshape(-1)[ref.offset : ref.offset + ref.spec.size]
+        return Array(flat.reshape(ref.spec.shape), ref.spec)
+
+    def _checkable(self, ref: Ref, args, kept) -> Array | None:
+        buffer = ref.buffer
+        if buffer.source == "argument" or buffer in kept or buffer.source == "leaf":
+            return self._array(ref, args, kept)
+        return None
+
+
+def _run_in_turn(function, rows) -> None:
+    for row in rows:
+        function(*row)
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)

@@ -1,0 +1,334 @@
+"""The plan as Python source: one `@njit` function for each region.
+
+Everything that a region reads or writes is named at its top, as an address; then come the calls,
+in order. The text holds no address and, where the batch is cut, no size of the batch: a process
+that starts later, or another batch size, finds the same text and with it the compiled code.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numba import typeof
+from numba.core import types
+from numba.np.numpy_support import from_dtype
+
+from .. import kernels_cpu
+from ..array import size_of
+from ..dispatch import Op
+from ..jit import content_key, function_of
+from .linkage import user_kernels
+from .plan import Buffer, Combine, Node, Plan, Ref, Region, affine_scalars, units_of
+
+RESERVED = ("memory", "scratch", "shard", "first", "stop", "lo", "n", "here", "np", "min")
+DTYPES = {"bool": "boolean"}  # names in Numba that are not NumPy's
+
+
+class Source:
+    """The text of a plan, and what its `memory` argument holds.
+
+    Attributes
+    ----------
+    text
+        The module.
+    slots
+        Whose address stands at each place of ``memory``: buffers, and arrays that kernels take as
+        parameters.
+    functions
+        The name of the function of each region.
+    kernels, calls
+        The kernels by name, and the types of the arguments that each is called with.
+    """
+
+    def __init__(self, plan: Plan, names: dict[int, str]):
+        self.plan = plan
+        self.slots: list[Buffer | np.ndarray] = []
+        self._slot_of: dict[int, int] = {}
+        kernels = {_kernel_name(node.op) for node in plan.nodes if isinstance(node, Node)}
+        self._names = _Names(kernels)
+        self.functions: list[str] = []
+        self.kernels: dict[str, Callable] = {}
+        self.calls: dict[str, set[tuple[types.Type, ...]]] = {}
+        self._dtypes: set[str] = set()
+        self._combines: set[str] = set()
+        self._name_all(names)
+        blocks = [self._region(at, region) for at, region in enumerate(plan.regions)]
+        self.text = "\n\n".join([self._head(), *blocks]) + "\n"
+
+    # ------------------------------------------------------------------ names
+
+    def _name_all(self, names: dict[int, str]) -> None:
+        """Name every buffer: states as in the model, values after the op that makes them."""
+        for buffer in self.plan.arguments:
+            buffer.name = self._names.new(buffer.name)
+        for buffer in self.plan.leaves:
+            buffer.name = self._names.new(names.get(id(buffer.leaf), "constant"))
+        for buffer in self.plan.gradients_read:
+            buffer.name = self._names.new("grad_" + names.get(id(buffer.leaf), "leaf"))
+        for region in self.plan.regions:
+            for node in region.nodes:
+                for k, output in enumerate(node.outputs):
+                    if not output.name:
+                        output.name = self._names.new(_output_name(node, k))
+                    if output.parts is not None and not output.parts.name:
+                        output.parts.name = self._names.new(output.name + "_parts")
+
+    def _slot(self, what: Buffer | np.ndarray) -> int:
+        if id(what) not in self._slot_of:
+            self._slot_of[id(what)] = len(self.slots)
+            self.slots.append(what)
+        return self._slot_of[id(what)]
+
+    # ---------------------------------------------------------------- regions
+
+    def _head(self) -> str:
+        kernels = "\n".join(
+            f"{name} = linked({_found(name, kernel)})"
+            for name, kernel in sorted(self.kernels.items())
+        )
+        dtypes = ", ".join(sorted(set(DTYPES.get(d, d) for d in self._dtypes)))
+        combines = [_COMBINE[how] for how in sorted(self._combines)]
+        return (
+            f'"""{self.plan.name}, compiled by numbagrad."""\n\n'
+            "import numpy as np\n"
+            f"{f'from numba import {dtypes}' if dtypes else ''}\n\n"
+            "from numbagrad import kernels_cpu\n"
+            "from numbagrad.compiler.linkage import array_at, linked, user_kernels\n"
+            "from numbagrad.jit import njit\n\n"
+            f"{kernels}" + "".join("\n\n\n" + text.strip() for text in combines)
+        )
+
+    def _region(self, at: int, region: Region) -> str:
+        function = f"region_{at}"
+        self.functions.append(function)
+        self._used: dict[Buffer, str] = {}
+        body = [line for node in region.nodes for line in self._node(node, region)]
+        inner = "        " if region.axis else "    "
+        head = [f"    {name} = {address}" for name, address in self._addresses(region)]
+        lines = ["", "@njit", f"def {function}(memory, scratch, shard, first, stop):"]
+        lines.append(f'    """{_summary(region)}"""')
+        lines += head
+        if region.axis:
+            lines += [
+                f"    for lo in range(first, stop, {region.chunk}):",
+                f"        n = min({region.chunk}, stop - lo)",
+            ]
+        lines += [inner + line for line in body]
+        return "\n".join(lines)
+
+    def _addresses(self, region: Region) -> Iterable[tuple[str, str]]:
+        yield "here", "scratch.ctypes.data"
+        for buffer, name in self._used.items():
+            if buffer in region.scratch:
+                yield name, f"here + {region.scratch[buffer]}"
+            else:
+                yield name, f"memory[{self._slot(buffer)}]"
+
+    def _node(self, node: Node | Combine, region: Region) -> list[str]:
+        if isinstance(node, Combine):
+            self._combines.add(node.how)
+            parts, size = self._name(node.parts), node.out.spec.size
+            dtype = node.out.spec.dtype
+            shards = node.parts.spec.shape[0]
+            return [
+                f"combine_{node.how}({self._array(parts, (shards, size), dtype)}, "
+                f"{self._array(self._name(node.out), (size,), dtype)})"
+            ]
+        arguments, after = [], []
+        for k, (ref, shape) in enumerate(zip(node.inputs, node.views.inputs, strict=True)):
+            arguments.append(self._input(node, region, k, ref, shape))
+        arguments += self._scalars(node, region)
+        for k, (buffer, shape) in enumerate(zip(node.outputs, node.views.outputs, strict=True)):
+            text, more = self._output(node, region, k, buffer, shape)
+            arguments.append(text)
+            after += more
+        for start, (shape, dtype) in zip(
+            region.workspace.get(node, ()), node.workspace, strict=True
+        ):
+            arguments.append(self._array(f"here + {start}", shape, dtype))
+        name = _kernel_name(node.op)
+        self.kernels[name] = _kernel(node.op)
+        self.calls.setdefault(name, set()).add(_kinds(node))
+        return [f"{name}(", *(f"    {text}," for text in arguments), ")", *after]
+
+    def _name(self, buffer: Buffer) -> str:
+        self._used[buffer] = buffer.name
+        return buffer.name
+
+    def _array(self, address: str, shape: Iterable, dtype: np.dtype) -> str:
+        self._dtypes.add(dtype.name)
+        extents = ", ".join(map(str, shape))
+        comma = "," if len(tuple(shape)) == 1 else ""
+        return f"array_at({address}, ({extents}{comma}), {DTYPES.get(dtype.name, dtype.name)})"
+
+    def _input(self, node, region, k, ref: Ref, shape) -> str:
+        dtype, name = ref.spec.dtype, self._name(ref.buffer)
+        units = units_of(node, k, True) if node.cut else 0
+        address = name
+        if units:
+            shape = self._piece(node.cut.inputs[k] * node.cut.per, shape)
+            if ref.buffer not in region.scratch:
+                address += f" + {units * dtype.itemsize} * lo"
+        if ref.offset:
+            address += f" + {ref.offset * dtype.itemsize}"
+        return self._array(address, shape, dtype)
+
+    @staticmethod
+    def _piece(rows: int, shape) -> tuple:
+        return ("n" if rows == 1 else f"{rows} * n", *shape[1:])
+
+    def _output(self, node, region, k, buffer: Buffer, shape) -> tuple[str, list[str]]:
+        dtype = buffer.spec.dtype
+        if buffer.parts is not None:
+            mine = f"{self._name(buffer.parts)} + {buffer.nbytes} * shard"
+            if buffer not in region.pieces:
+                return self._array(mine, shape, dtype), []
+            piece = f"here + {region.pieces[buffer]}"
+            self._combines.add(buffer.combine)
+            size = (size_of(shape),)
+            return self._array(piece, shape, dtype), [
+                f"accumulate_{buffer.combine}({self._array(piece, size, dtype)}, "
+                f"{self._array(mine, size, dtype)}, lo == first)"
+            ]
+        address = self._name(buffer)
+        units = units_of(node, k, False) if node.cut else 0
+        if units:
+            shape = self._piece(node.cut.outputs[k] * node.cut.per, shape)
+            if buffer not in region.scratch:
+                address += f" + {units * dtype.itemsize} * lo"
+        return self._array(address, shape, dtype), []
+
+    def _scalars(self, node: Node, region: Region) -> list[str]:
+        if node.cut is None:
+            return [self._scalar(value) for value in node.views.scalars]
+        forms = affine_scalars(node, node.cut.split, node.cut.per, region.axis)
+        whole = node.views.scalars
+        return [
+            _affine(form) if isinstance(form, tuple) and not isinstance(value, tuple)
+            else self._scalar(form)
+            for form, value in zip(forms, whole, strict=True)
+        ]  # fmt: skip
+
+    def _scalar(self, value: Any) -> str:
+        if isinstance(value, np.ndarray):
+            name = f"memory[{self._slot(value)}]"
+            return self._array(name, value.shape, value.dtype)
+        if isinstance(value, tuple):
+            parts = ", ".join(map(self._scalar, value))
+            return f"({parts},)" if len(value) == 1 else f"({parts})"
+        if isinstance(value, np.generic) and not isinstance(value, np.bool_):
+            return f"np.{value.dtype.name}({_number(value.item())})"
+        return _number(value)
+
+
+def _kernel_name(op: Op) -> str:
+    """Return what the source calls an op's kernel; a user's op gives its kernel its own name."""
+    return op.kernel if isinstance(op.kernel, str) else "user_" + re.sub(r"\W", "_", op.name)
+
+
+def _kernel(op: Op) -> Callable:
+    return getattr(kernels_cpu, op.kernel) if isinstance(op.kernel, str) else op.kernel["cpu"]
+
+
+def _found(name: str, kernel: Callable) -> str:
+    """Return the expression by which the emitted module finds a kernel."""
+    if getattr(kernels_cpu, name, None) is kernel:
+        return f"kernels_cpu.{name}"
+    key = content_key(function_of(kernel)) or str(id(kernel))
+    user_kernels[key] = kernel
+    return f"user_kernels[{key!r}]"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float) and not np.isfinite(value):
+        return f"np.{value}" if value > 0 or value != value else "-np.inf"
+    return repr(value)
+
+
+def _affine(form: tuple[int, int, int]) -> str:
+    a, b, c = form
+    terms = [str(a)] if a or not (b or c) else []
+    terms += [f"{b} * lo" if b != 1 else "lo"] if b else []
+    terms += [f"{c} * n" if c != 1 else "n"] if c else []
+    return " + ".join(terms)
+
+
+def _kinds(node: Node) -> tuple[types.Type, ...]:
+    """Return the types of a kernel's arguments."""
+    ins = [(ref.spec.dtype, shape) for ref, shape in zip(node.inputs, node.views.inputs)]
+    outs = [(b.spec.dtype, shape) for b, shape in zip(node.outputs, node.views.outputs)]
+    room = [(dtype, shape) for shape, dtype in node.workspace]
+    return (*map(_array_type, ins), *map(typeof, node.views.scalars),
+            *map(_array_type, outs + room))  # fmt: skip
+
+
+def _array_type(kind: tuple[np.dtype, tuple[int, ...]]) -> types.Array:
+    dtype, shape = kind
+    return types.Array(from_dtype(dtype), len(shape), "C")
+
+
+class _Names:
+    """Names that are Python's and used once."""
+
+    def __init__(self, taken: Iterable[str]):
+        self._taken = {*taken, *RESERVED}
+
+    def new(self, wanted: str) -> str:
+        base = re.sub(r"\W", "_", wanted).strip("_") or "value"
+        if base[0].isdigit() or keyword.iskeyword(base):
+            base = "_" + base
+        name, number = base, 2
+        while name in self._taken:
+            name, number = f"{base}_{number}", number + 1
+        self._taken.add(name)
+        return name
+
+
+def _output_name(node: Node | Combine, k: int) -> str:
+    if isinstance(node, Combine):
+        return node.out.name or "total"
+    names = (*node.op.outputs, "flag")
+    plain = len(node.op.outputs) == 1 or names[k] == "out"
+    return node.op.name if plain and k == 0 else f"{node.op.name}_{names[k]}"
+
+
+def _summary(region: Region) -> str:
+    names = [node.op.name if isinstance(node, Node) else "combine" for node in region.nodes]
+    short = ", ".join(dict.fromkeys(names))
+    if not region.axis:
+        return f"In one piece: {short}."
+    return f"In pieces of {region.chunk}: {short}."
+
+
+def _combine_text(how: str, step: str) -> str:
+    return f'''
+@njit
+def accumulate_{how}(x, out, is_first):
+    """out[i] = {step.format("out[i]", "x[i]")}, or x[i] at first."""
+    for i in range(out.size):
+        out[i] = x[i] if is_first else {step.format("out[i]", "x[i]")}
+
+
+@njit
+def combine_{how}(parts, out):
+    """Combine the shards' results, always in the same order."""
+    for i in range(out.size):
+        out[i] = parts[0, i]
+    for shard in range(1, parts.shape[0]):
+        for i in range(out.size):
+            out[i] = {step.format("out[i]", "parts[shard, i]")}
+'''
+
+
+_COMBINE = {
+    "sum": _combine_text("sum", "{} + {}"),
+    "min": _combine_text("min", "min({}, {})"),
+    "max": _combine_text("max", "max({}, {})"),
+}
+
+
+__all__ = ["Source"]

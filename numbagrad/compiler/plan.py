@@ -1,0 +1,672 @@
+"""The plan of a compiled step: what runs when, cut along which axis, in which memory.
+
+The traced equations become `Node`s on `Buffer`s. Most of them can be cut along one axis, the
+images of a batch: each op's ``split`` says so. These are walked *depth first*, a few images at a
+time through as many nodes as possible, so that what one node writes is still in cache when the
+next one reads it. A value that needs the whole batch (a gradient of a weight, the mean of a
+BatchNorm) ends such a walk.
+
+So time falls into alternating positions: at odd ones, *regions* walk over the batch in shards; at
+even ones stand the nodes that see whole arrays. Each node runs as early as its inputs allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..array import Array, Spec, size_of
+from ..dispatch import (
+    MAX_PARTIAL_SHARDS,
+    MAX_SHARDS,
+    NS_PER_BYTE,
+    NS_PER_FLOP,
+    SHARD_NS,
+    Call,
+    Op,
+    Split,
+    Views,
+    make_call,
+    make_views,
+    shard_bounds,
+)
+from ..ops.elementwise import COPY
+from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
+
+PARTIAL_SHARE = 4
+LINE = 64  # bytes; buffers start at a full cache line
+CHUNK_BYTES = 512 * 1024  # what a chunk's values may take: half of a core's own cache
+
+
+# ------------------------------------------------------------------- graph
+
+
+@dataclass(eq=False)
+class Buffer:
+    """An array that a step reads or writes.
+
+    Attributes
+    ----------
+    spec
+        Its shape and dtype.
+    source
+        Where it comes from: ``"argument"`` (number ``index``), ``"leaf"`` (the data of an array
+        from outside), ``"gradient"`` (of such an array), or ``"value"`` (the step makes it).
+    name
+        What the emitted source calls it.
+    """
+
+    spec: Spec
+    source: str = "value"
+    index: int = 0
+    leaf: Array | None = None
+    name: str = ""
+    # What the plan decides.
+    ready: int = -1  # the position after which it is there
+    is_cut: bool = False  # made piece by piece in the region at `ready`
+    combine: str | None = None  # made as partial results, one for each shard
+    parts: Buffer | None = None  # these
+    is_kept: bool = False  # the caller gets it
+    readers: list[int] = field(default_factory=list)
+    used_in: list[Region] = field(default_factory=list)
+    made_in: Region | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory all of it takes."""
+        return self.spec.size * self.spec.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Ref:
+    """A buffer as a node sees it: perhaps in another shape, or from another element on."""
+
+    buffer: Buffer
+    spec: Spec
+    offset: int = 0
+
+
+class Cut(NamedTuple):
+    """How a node falls into pieces along an axis: rows of each array for a unit, 0 = all of it."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int | str, ...]
+    split: Split
+    per: int  # units of the split for each unit of the axis
+
+
+@dataclass(eq=False)
+class Node:
+    """One call of a kernel."""
+
+    op: Op
+    call: Call
+    views: Views
+    inputs: tuple[Ref, ...]
+    outputs: tuple[Buffer, ...]
+    is_assigning: bool = False
+    cut: Cut | None = None
+    workspace: tuple[tuple[tuple[int, ...], np.dtype], ...] = ()
+
+    @property
+    def nanoseconds(self) -> float:
+        """About how long it takes on one core."""
+        if self.op.cost is not None:
+            flops, moved = self.op.cost(self.call)
+        else:
+            specs = (*self.call.inputs, *self.call.outputs)
+            flops, moved = 0, sum(spec.size * spec.dtype.itemsize for spec in specs)
+        return max(flops * NS_PER_FLOP, moved * NS_PER_BYTE)
+
+
+@dataclass(eq=False)
+class Combine:
+    """Adds up, or otherwise combines, what the shards of a region made of one output."""
+
+    how: str
+    parts: Buffer
+    out: Buffer
+
+    inputs = property(lambda self: (Ref(self.parts, self.parts.spec),))
+    outputs = property(lambda self: (self.out,))
+    nanoseconds = property(lambda self: self.parts.nbytes * NS_PER_BYTE)
+    cut = None
+
+
+@dataclass(eq=False)
+class Region:
+    """Nodes that run together: over shards of an axis, or (``axis`` 0) one after the other."""
+
+    axis: int
+    nodes: list[Node | Combine] = field(default_factory=list)
+    chunk: int = 0
+    bounds: np.ndarray = field(default_factory=lambda: np.array([0, 0]))
+    scratch: dict[Buffer, int] = field(default_factory=dict)  # where local values start
+    workspace: dict[Node, list[int]] = field(default_factory=dict)
+    pieces: dict[Buffer, int] = field(default_factory=dict)  # one chunk's partial results
+    scratch_bytes: int = 0
+
+    @property
+    def shards(self) -> int:
+        """Into how many pieces the axis is cut."""
+        return len(self.bounds) - 1
+
+
+@dataclass(eq=False)
+class Plan:
+    """All that the emitter needs to know."""
+
+    name: str
+    arguments: list[Buffer]
+    leaves: list[Buffer]
+    gradients_read: list[Buffer]
+    regions: list[Region]
+    result: Any  # as the function returned it, with Refs and Arrays from outside as leaves
+    gradients: list[tuple[Array, Ref | None]]
+    checked: list[Node]
+    places: dict[Buffer, int]  # where whole values start in the arena
+    arena_bytes: int
+    unplanned_bytes: int
+
+    kept: list[Buffer]  # the values that the caller gets
+
+    @property
+    def nodes(self) -> list[Node | Combine]:
+        """All nodes, in the order in which they run."""
+        return [node for region in self.regions for node in region.nodes]
+
+
+# ------------------------------------------------------------------- building
+
+
+class _Builder:
+    """Turns a trace into nodes, and decides when each runs."""
+
+    def __init__(self, trace: Trace, equations: Sequence[Equation]):
+        self.trace = trace
+        self.arguments = [
+            Buffer(spec, "argument", k, name=f"argument{k}") for k, spec in enumerate(trace.inputs)
+        ]
+        self.values: dict[int, Ref] = {
+            k: Ref(buffer, buffer.spec) for k, buffer in enumerate(self.arguments)
+        }
+        self.leaves: dict[int, Buffer] = {}
+        self.gradients: dict[int, Buffer] = {}
+        self.renamed: dict[int, Ref] = {}  # counters by id: their newest value
+        self.nodes: list[Node] = []
+        self.changing = {id(t) for equation in equations for t in equation.targets or ()}
+        for equation in equations:
+            self._add(equation)
+        for key, ref in self.renamed.items():
+            self._node(COPY, {}, (ref,), (self.leaves[key],), is_assigning=True)
+
+    def ref(self, operand: Operand) -> Ref:
+        if isinstance(operand, Variable):
+            return self.values[operand.number]
+        if isinstance(operand, GradientOf):
+            leaf = operand.leaf
+            if id(leaf) not in self.gradients:
+                self.gradients[id(leaf)] = Buffer(leaf.spec, "gradient", leaf=leaf)
+            buffer = self.gradients[id(leaf)]
+        else:
+            if id(operand) in self.renamed:
+                return self.renamed[id(operand)]
+            buffer = self.leaf(operand)
+        return Ref(buffer, buffer.spec)
+
+    def leaf(self, array: Array) -> Buffer:
+        if id(array) not in self.leaves:
+            self.leaves[id(array)] = Buffer(array.spec, "leaf", leaf=array)
+        return self.leaves[id(array)]
+
+    def _add(self, equation: Equation) -> None:
+        op, inputs = equation.op, tuple(map(self.ref, equation.inputs))
+        if op.kernel is None:
+            (x,), (spec,) = inputs, equation.specs
+            if x.buffer.leaf is not None and id(x.buffer.leaf) in self.changing:
+                x = self._copied(x)  # the state will change, the view must not
+            rows = equation.params.get("start", 0) * size_of(x.spec.shape[1:])
+            self.values[equation.outputs[0]] = Ref(x.buffer, spec, x.offset + rows)
+            return
+        targets = equation.targets
+        if targets is None:
+            outputs = tuple(map(Buffer, equation.specs))
+        elif all(target.size == 1 for target in targets):  # a counter: it need not wait for readers
+            outputs = tuple(map(Buffer, equation.specs))
+            for target, output in zip(targets, outputs, strict=True):
+                self.leaf(target)
+                self.renamed[id(target)] = Ref(output, output.spec)
+            targets = None
+        else:
+            outputs = tuple(map(self.leaf, targets))
+        self._node(op, equation.params, inputs, outputs, is_assigning=targets is not None)
+        for number, output in zip(equation.outputs, outputs, strict=True):
+            self.values[number] = Ref(output, output.spec)
+
+    def _copied(self, x: Ref) -> Ref:
+        copy = Buffer(x.spec)
+        self._node(COPY, {}, (x,), (copy,), is_assigning=False)
+        return Ref(copy, x.spec)
+
+    def _node(self, op, params, inputs, outputs, is_assigning) -> None:
+        call = make_call(op, tuple(ref.spec for ref in inputs), params)
+        flag = tuple(Buffer(spec) for spec in call.outputs[len(op.outputs) :])
+        node = Node(op, call, make_views(op, call), inputs, (*outputs, *flag), is_assigning)
+        if op.workspace:
+            wanted = op.workspace(call)
+            node.workspace = tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in wanted)
+        self.nodes.append(node)
+
+
+def cut_of(node: Node, axis: int, is_piece: Callable[[Buffer], bool]) -> Cut | None:
+    """Return how a node falls into pieces along an axis of so many units, if it does.
+
+    Inputs that exist only in pieces (``is_piece``) must be read in pieces.
+    """
+    if node.is_assigning and any(output.spec.size == 0 for output in node.outputs):
+        return None
+    for split in node.op.split(node.call) if node.op.split else ():
+        if split.size == 0 or split.size % axis:
+            continue
+        fits = all(
+            isinstance(rows, str) or (rows > 0 and shape and shape[0] == rows * split.size)
+            for rows, shape in zip(split.outputs, node.views.outputs, strict=True)
+        )
+        for ref, rows, shape in zip(node.inputs, split.inputs, node.views.inputs, strict=True):
+            if rows:
+                fits &= bool(shape) and shape[0] == rows * split.size
+                fits &= ref.spec.size == ref.buffer.spec.size or not is_piece(ref.buffer)
+            else:
+                fits &= not is_piece(ref.buffer)
+        if fits and affine_scalars(node, split, split.size // axis, axis) is not None:
+            return Cut(split.inputs, split.outputs, split, split.size // axis)
+    return None
+
+
+def affine_scalars(node: Node, split: Split, per: int, axis: int) -> list | None:
+    """Return a shard's kernel parameters as constants or as (a, b, c): a + b first + c count.
+
+    ``first`` and ``count`` are in units of the axis. None: a parameter depends on the shard in
+    another way.
+    """
+    whole = node.views.scalars
+    if split.scalars is None:
+        return [*whole]
+
+    def at(first: int, count: int) -> tuple:
+        return tuple(split.scalars(whole, first * per, (first + count) * per))
+
+    if axis == 1:
+        return [*at(0, 1)]
+    origin, later, longer = at(0, 1), at(1, 1), at(0, 2)
+    found = []
+    for k, value in enumerate(origin):
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+            b, c = int(later[k]) - int(value), int(longer[k]) - int(value)
+            found.append((int(value) - c, b, c) if b or c else value)
+        else:
+            found.append(value)
+    for first, count in ((0, axis), (axis // 2, 1), (axis // 3, axis // 3), (axis - 1, 1)):
+        for value, form in zip(at(first, count) if count else (), found, strict=count > 0):
+            if isinstance(form, tuple) and not isinstance(value, tuple):
+                form = form[0] + form[1] * first + form[2] * count
+            if not _same(value, form):
+                return None
+    return found
+
+
+def _same(value: Any, other: Any) -> bool:
+    return np.array_equal(np.asarray(value), np.asarray(other))
+
+
+# ------------------------------------------------------------------ placing
+
+
+def _batch_axis(trace: Trace) -> int:
+    """Return the extent of the axis that is walked: the first one of the first argument."""
+    for spec in trace.inputs:
+        if spec.shape:
+            return max(spec.shape[0], 1)
+    return 1
+
+
+def _place(builder: _Builder, axis: int) -> dict[int, list[Node | Combine]]:
+    """Give each node its position; even ones see whole arrays, odd ones pieces of the batch."""
+    batched = {b for b in builder.arguments if b.spec.shape and b.spec.shape[0] == axis}
+    positions: dict[int, list[Node | Combine]] = {}
+
+    def is_piece(buffer: Buffer) -> bool:
+        return buffer.is_cut
+
+    for node in builder.nodes:
+        cut = None
+        if not node.is_assigning:
+            cut = cut_of(node, axis, is_piece)
+            seeds = [
+                ref.buffer.is_cut or ref.buffer in batched
+                for ref, rows in zip(node.inputs, cut.inputs if cut else (), strict=False)
+                if rows
+            ]
+            cut = cut if any(seeds) else None
+        if cut:
+            at = max((_next_odd(ref.buffer) for ref in node.inputs), default=1)
+        else:
+            at = max((_next_even(ref.buffer) for ref in node.inputs), default=0)
+            if node.is_assigning:
+                waits = [p + p % 2 for output in node.outputs for p in output.readers]
+                at = max([at, *waits, *(_next_even(output) for output in node.outputs)])
+        node.cut = cut
+        positions.setdefault(at, []).append(node)
+        for ref in node.inputs:
+            ref.buffer.readers.append(at)
+        for output, rows in zip(node.outputs, cut.outputs if cut else node.outputs, strict=True):
+            output.ready, output.is_cut = at, cut is not None
+            if isinstance(rows, str):
+                output.is_cut, output.combine, output.ready = False, rows, at + 1
+                output.parts = Buffer(output.spec, ready=at)
+                combining = positions.setdefault(at + 1, [])
+                combining.append(Combine(rows, output.parts, output))
+    return positions
+
+
+def _next_odd(buffer: Buffer) -> int:
+    """Return the first position at which pieces of the batch can be made of a buffer."""
+    if buffer.ready < 0:
+        return 1
+    return buffer.ready if buffer.ready % 2 else buffer.ready + 1
+
+
+def _next_even(buffer: Buffer) -> int:
+    """Return the first position at which all of a buffer can be read."""
+    return buffer.ready + buffer.ready % 2 if buffer.ready >= 0 else 0
+
+
+def _stage(nodes: list[Node | Combine]) -> Iterator[Region]:
+    """Group nodes on whole arrays: each large one is cut along its own rows, with what follows."""
+    regions: list[Region] = []
+    made_in: dict[Buffer, int] = {}
+    touched: dict[Buffer, int] = {}  # the last region that reads or writes a buffer
+    for node in nodes:
+        needs = [made_in.get(ref.buffer, -1) for ref in node.inputs]
+        if getattr(node, "is_assigning", False):
+            needs += [touched.get(output, -1) for output in node.outputs]
+        after = max(needs, default=-1)
+        at = _join(node, regions, after, made_in)
+        if at is None:
+            at = len(regions)
+            regions.append(_own_region(node))
+        regions[at].nodes.append(node)
+        for ref in node.inputs:
+            touched[ref.buffer] = max(at, touched.get(ref.buffer, -1))
+        for output in node.outputs:
+            made_in[output] = touched[output] = at
+    yield from regions
+
+
+def _join(node, regions: list[Region], after: int, made_in: dict) -> int | None:
+    """Return the region that a node can be added to, if any."""
+    if after >= 0 and regions[after].axis:
+        axis = regions[after].axis
+        inside = {b for b, region in made_in.items() if region == after}
+        cut = cut_of(node, axis, inside.__contains__) if isinstance(node, Node) else None
+        if cut and _can_run_beside(node, cut, regions[after]):
+            node.cut = cut
+            return after
+    if _is_large(node):
+        return None
+    for at in range(max(after, 0), len(regions)):
+        if not regions[at].axis:
+            return at
+    return None
+
+
+def _can_run_beside(node: Node, cut: Cut, region: Region) -> bool:
+    """Return whether a shard may run a node while others are still at the nodes before it."""
+    if any(isinstance(rows, str) for rows in cut.outputs):
+        return False
+    written = set(node.outputs) if node.is_assigning else set()
+    return not any(
+        ref.buffer in written and not rows
+        for other in region.nodes
+        for ref, rows in zip(other.inputs, other.cut.inputs, strict=True)
+    )
+
+
+def _is_large(node) -> bool:
+    return isinstance(node, Node) and node.nanoseconds >= 2 * SHARD_NS and _own_cut(node)
+
+
+def _own_cut(node: Node) -> Cut | None:
+    for split in node.op.split(node.call) if node.op.split else ():
+        if split.size > 1 and not any(isinstance(rows, str) for rows in split.outputs):
+            cut = cut_of(node, split.size, lambda buffer: False)
+            if cut and not any(isinstance(rows, str) for rows in cut.outputs):
+                return cut
+    return None
+
+
+def _own_region(node) -> Region:
+    if not _is_large(node):
+        return Region(0)
+    node.cut = _own_cut(node)
+    return Region(node.cut.split.size)
+
+
+# ------------------------------------------------------------------- memory
+
+
+class _Shelf:
+    """Hands out stretches of memory, first fit; what is given back is used again."""
+
+    def __init__(self):
+        self.taken: list[tuple[int, int]] = []
+        self.end = 0
+
+    def take(self, nbytes: int) -> int:
+        size, start, at = max(-(-nbytes // LINE) * LINE, LINE), 0, 0
+        for at, (low, high) in enumerate(self.taken):  # noqa: B007
+            if low - start >= size:
+                break
+            start = high
+        else:
+            at = len(self.taken)
+        self.taken.insert(at, (start, start + size))
+        self.end = max(self.end, start + size)
+        return start
+
+    def give_back(self, start: int) -> None:
+        self.taken = [stretch for stretch in self.taken if stretch[0] != start]
+
+
+def units_of(node: Node, k: int, is_input: bool) -> int:
+    """Return how many elements of an array a unit of the axis takes; 0 = it is read whole."""
+    rows = (node.cut.inputs if is_input else node.cut.outputs)[k]
+    shape = (node.views.inputs if is_input else node.views.outputs)[k]
+    if not rows or isinstance(rows, str):
+        return 0
+    return rows * node.cut.per * size_of(shape[1:])
+
+
+def _scratch(region: Region) -> int:
+    """Lay out a region's local memory; return how many bytes it takes."""
+    uses: dict[Buffer, int] = {}
+    for at, node in enumerate(region.nodes):
+        for buffer in (*(ref.buffer for ref in node.inputs), *node.outputs):
+            uses[buffer] = at
+    shelf = _Shelf()
+    region.scratch.clear(), region.workspace.clear(), region.pieces.clear()
+    single = region.chunk * region.shards >= region.axis
+    for at, node in enumerate(region.nodes):
+        given = []
+        for k, buffer in enumerate(node.outputs):
+            if is_local(buffer):
+                per = units_of(node, k, False) if region.axis else buffer.spec.size
+                nbytes = per * max(region.chunk, 1) * buffer.spec.dtype.itemsize
+                region.scratch[buffer] = shelf.take(nbytes)
+            elif buffer.parts is not None and isinstance(node, Node) and not single:
+                region.pieces[buffer] = shelf.take(buffer.nbytes)
+                given.append(region.pieces[buffer])
+        if isinstance(node, Node) and node.workspace:
+            wanted = [size_of(shape) * dtype.itemsize for shape, dtype in node.workspace]
+            region.workspace[node] = [shelf.take(nbytes) for nbytes in wanted]
+            given += region.workspace[node]
+        given += [start for buffer, start in region.scratch.items() if uses[buffer] == at]
+        for start in given:
+            shelf.give_back(start)
+    region.scratch_bytes = shelf.end
+    return shelf.end
+
+
+def is_local(buffer: Buffer) -> bool:
+    """Return whether a value lives and dies in one region, piece by piece."""
+    return (
+        buffer.source == "value"
+        and not buffer.is_kept
+        and buffer.combine is None
+        and buffer.made_in is not None
+        and all(region is buffer.made_in for region in buffer.used_in)
+    )
+
+
+def _settle(region: Region, chunk: int | None) -> None:
+    """Choose how many units a chunk takes, and the shards."""
+    region.bounds = np.array([0, max(region.axis, 1)], np.int64)
+    if not region.axis:
+        _scratch(region)
+        return
+    each, fixed, partial = _unit_bytes(region)
+    grain = max([-(-node.cut.split.grain // node.cut.per) for node in region.nodes])
+    # Beside what fits the cache: a kernel wants enough to work on, and what each chunk adds to
+    # partial results should be little beside what it computes.
+    least = max(grain, PARTIAL_SHARE * partial // each)
+    if chunk is None:
+        chunk = max(least, (CHUNK_BYTES - fixed) // each, 1)
+    total = sum(node.nanoseconds for node in region.nodes)
+    most = MAX_SHARDS
+    if partial:
+        most = min(MAX_PARTIAL_SHARDS, max(2, region.axis * each // (PARTIAL_SHARE * partial)))
+    shards = max(1, min(int(total // SHARD_NS), most, region.axis))
+    whole = -(-region.axis // shards)
+    region.chunk = -(-whole // -(-whole // min(chunk, whole)))
+    region.bounds = shard_bounds(region.axis, shards)
+    _scratch(region)
+
+
+def _unit_bytes(region: Region) -> tuple[int, int, int]:
+    """Return how much a region's nodes read and write for each unit of its axis.
+
+    That is bytes of local memory or of other arrays, whichever is more; bytes of local memory for
+    any number of units; and bytes of partial results.
+    """
+    sizes = []
+    for region.chunk in (1, 2):
+        sizes.append(_scratch(region))
+    local = sizes[1] - sizes[0]
+    moved, partial = 0, 0
+    for node in region.nodes:
+        for k, ref in enumerate(node.inputs):
+            moved = max(moved, units_of(node, k, True) * ref.spec.dtype.itemsize)
+        for k, (output, rows) in enumerate(zip(node.outputs, node.cut.outputs, strict=True)):
+            moved = max(moved, units_of(node, k, False) * output.spec.dtype.itemsize)
+            partial += output.nbytes if isinstance(rows, str) else 0
+    return max(local, moved, 1), max(sizes[0] - local, 0), partial
+
+
+def make_plan(trace: Trace, equations: Sequence[Equation], chunk: int | None = None) -> Plan:
+    """Plan a traced step.
+
+    Parameters
+    ----------
+    trace
+        What was traced.
+    equations
+        Its equations, cleaned up.
+    chunk
+        How many images are walked at a time; by default as many as fit a core's cache.
+    """
+    builder = _Builder(trace, equations)
+    axis = _batch_axis(trace)
+    positions = _place(builder, axis)
+    regions: list[Region] = []
+    for at in sorted(positions):
+        if at % 2:
+            regions.append(Region(axis, positions[at]))
+        else:
+            regions += _stage(positions[at])
+    nodes = [node for region in regions for node in region.nodes]
+    result = map_leaves(
+        trace.result,
+        lambda operand: operand if isinstance(operand, Array) else builder.ref(operand),
+    )
+    gradients = [(leaf, v and builder.ref(v)) for leaf, v in trace.gradients]
+    kept: list[Buffer] = []
+
+    def keep(operand):
+        if isinstance(operand, Ref) and operand.buffer not in kept:
+            operand.buffer.is_kept = True
+            kept.append(operand.buffer)
+        return operand
+
+    map_leaves(result, keep)
+    for _, ref in gradients:
+        keep(ref)
+    checked = [node for node in builder.nodes if node.op.check is not None]
+    for node in checked:
+        keep(Ref(node.outputs[-1], node.outputs[-1].spec))
+    for region in regions:
+        for node in region.nodes:
+            for ref in node.inputs:
+                ref.buffer.used_in.append(region)
+            for output in node.outputs:
+                if isinstance(node, Node) and output.parts is not None:
+                    output.parts.made_in = region
+                else:
+                    output.made_in = region
+    for region in regions:
+        _settle(region, chunk if region.axis == axis else None)
+    for node in nodes:
+        if isinstance(node, Combine):
+            shards = node.parts.made_in.shards
+            node.parts.spec = node.out.spec._replace(shape=(shards, *node.out.spec.shape))
+    places, arena, unplanned = _whole_values(regions)
+    return Plan(
+        trace.name,
+        builder.arguments,
+        list(builder.leaves.values()),
+        list(builder.gradients.values()),
+        regions,
+        result,
+        gradients,
+        checked,
+        places,
+        arena,
+        unplanned,
+        [buffer for buffer in kept if buffer.source == "value"],
+    )
+
+
+def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int, int]:
+    """Place all values that outlive a region; memory is used again when the last reader is done."""
+    order = {region: at for at, region in enumerate(regions)}
+    last: dict[Buffer, int] = {}
+    values: list[Buffer] = []
+    for at, region in enumerate(regions):
+        for node in region.nodes:
+            for buffer in node.outputs:
+                if isinstance(node, Node) and buffer.parts is not None:
+                    buffer = buffer.parts
+                if buffer.source == "value" and not buffer.is_kept and not is_local(buffer):
+                    values.append(buffer)
+                    last[buffer] = max([at, *(order[use] for use in buffer.used_in)])
+    shelf, places = _Shelf(), {}
+    for at, _ in enumerate(regions):
+        for buffer in values:
+            if order[buffer.made_in] == at:
+                places[buffer] = shelf.take(buffer.nbytes)
+        for buffer in values:
+            if last[buffer] == at:
+                shelf.give_back(places[buffer])
+    return places, shelf.end, sum(buffer.nbytes for buffer in values)

@@ -1,0 +1,114 @@
+"""Clean a trace up: fold what is constant, compute nothing twice, nothing that nobody reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .. import dispatch
+from ..array import Array, State
+from ..dispatch import apply
+from .trace import Equation, Operand, Trace, Variable, map_leaves
+
+FOLDED_BYTES = 2**16  # a folded constant takes no more
+
+
+def simplify(trace: Trace) -> tuple[list[Equation], list[Array]]:
+    """Return a trace's equations, cleaned up, and the arrays whose values went into them.
+
+    Equations that write states all stay.
+    """
+    folded: list[Array] = []
+    return _needed(trace, _distinct(trace, folded)), folded
+
+
+def _distinct(trace: Trace, folded: list[Array]) -> list[Equation]:
+    """Fold constants, and let equal equations share one result.
+
+    Values stay under the number of the first equation that computes them; `trace.result` and
+    `trace.gradients` are renamed with the equations.
+    """
+    same: dict[int, Operand] = {}  # a value's number -> what stands for it
+    versions: dict[int, int] = {}  # how often a state has been written
+    known: dict[Any, tuple[int, ...]] = {}
+    kept: list[Equation] = []
+
+    def standing(operand: Operand) -> Operand:
+        if isinstance(operand, Variable):
+            return same.get(operand.number, operand)
+        return operand
+
+    for equation in trace.equations:
+        inputs = tuple(map(standing, equation.inputs))
+        equation = replace(equation, inputs=inputs)
+        if equation.targets is not None:
+            for target in equation.targets:
+                versions[id(target)] = versions.get(id(target), 0) + 1
+            kept.append(equation)
+            continue
+        if _is_constant(equation):
+            folded += inputs
+            for number, array in zip(equation.outputs, _evaluated(equation), strict=True):
+                same[number] = array
+            continue
+        key = _key(equation, versions)
+        if key in known:
+            for number, first in zip(equation.outputs, known[key], strict=True):
+                same[number] = Variable(first)
+            continue
+        known[key] = equation.outputs
+        kept.append(equation)
+    trace.result = map_leaves(trace.result, standing)
+    trace.gradients = [(leaf, v and standing(v)) for leaf, v in trace.gradients]
+    return kept
+
+
+def _is_constant(equation: Equation) -> bool:
+    """Return whether an equation's result can be known now: it is made of numbers."""
+    nbytes = sum(spec.size * spec.dtype.itemsize for spec in equation.specs)
+    return nbytes <= FOLDED_BYTES and all(
+        isinstance(x, Array) and not isinstance(x, State) and x.size <= 1 for x in equation.inputs
+    )
+
+
+def _evaluated(equation: Equation) -> tuple[Array, ...]:
+    before, dispatch.state.recording = dispatch.state.recording, False
+    try:
+        out = apply(equation.op, *equation.inputs, **equation.params)
+    finally:
+        dispatch.state.recording = before
+    return out if isinstance(out, tuple) else (out,)
+
+
+def _key(equation: Equation, versions: dict[int, int]) -> tuple:
+    """Return what two equations with one result have in common."""
+    inputs = tuple(
+        x.number if isinstance(x, Variable) else (id(x), versions.get(id(x), 0))
+        for x in equation.inputs
+    )
+    params = tuple((name, type(value), repr(value)) for name, value in equation.params.items())
+    return equation.op, inputs, params
+
+
+def _needed(trace: Trace, equations: list[Equation]) -> list[Equation]:
+    """Drop what no result, gradient or state depends on."""
+    wanted: set[int] = set()
+
+    def want(operand: Operand) -> None:
+        if isinstance(operand, Variable):
+            wanted.add(operand.number)
+
+    map_leaves(trace.result, want)
+    for _, value in trace.gradients:
+        want(value)
+    kept = []
+    for equation in reversed(equations):
+        if equation.targets is None and not wanted.intersection(equation.outputs):
+            continue
+        kept.append(equation)
+        for operand in equation.inputs:
+            want(operand)
+    return kept[::-1]
+
+
+__all__ = ["simplify"]

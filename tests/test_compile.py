@@ -1,0 +1,341 @@
+"""`ng.compile`: what it gives is what the function gives, whatever is cut, folded and planned."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numba import config
+
+import numbagrad as ng
+from numbagrad.errors import GraphError, TraceError
+
+L = ng.layers
+
+
+def network():
+    """Return a network with state of its own: dropout, batch norm and all."""
+    ng.random.seed(3)
+    return L.Sequential(
+        L.Conv2d(1, 4, 3, padding=1),
+        L.BatchNorm2d(4),
+        L.ReLU(),
+        L.MaxPool2d(2),
+        L.Flatten(),
+        L.Dropout(0.3),
+        L.Linear(16, 8),
+        L.GELU(),
+        L.Dropout(0.2),
+        L.Linear(8, 3),
+    )
+
+
+def batches(count, size=6):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        images = rng.normal(size=(size, 4, 4, 1)).astype(np.float32)
+        yield ng.asarray(images), ng.asarray(rng.integers(0, 3, size))
+
+
+OPTIMIZERS = {
+    "momentum": lambda p: ng.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adam": lambda p: ng.optim.Adam(p, lr=0.01),
+}
+
+
+def six_steps(optimizer, wrap, size=6):
+    """Return the losses, and all state and gradients, after six steps."""
+    model = network()
+    opt = OPTIMIZERS[optimizer](list(model.parameters()))
+
+    @wrap
+    def step(images, labels):
+        opt.zero_grad()
+        loss = ng.softmax_cross_entropy(model(images), labels)
+        loss.backward()
+        opt.step()
+        return loss
+
+    losses = []
+    for number, batch in enumerate(batches(6, size)):
+        if number == 3:
+            opt.lr = opt.lr / 2
+        losses.append(step(*batch).item())
+    grads = {f"grad {k}": p.grad.numpy() for k, p in enumerate(model.parameters())}
+    return np.array(losses), model.state_dict() | opt.state_dict() | grads
+
+
+@pytest.mark.parametrize(("optimizer", "size", "chunk"), [("adam", 6, None), ("momentum", 7, 2)])
+def test_training_step(optimizer, size, chunk):
+    expected, expected_state = six_steps(optimizer, lambda step: step, size)
+    losses, state = six_steps(optimizer, ng.compile(chunk=chunk), size)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    assert state.keys() == expected_state.keys()
+    for name, value in state.items():
+        np.testing.assert_allclose(value, expected_state[name], rtol=2e-3, atol=2e-5, err_msg=name)
+
+
+def test_many_threads_give_the_bits_of_one():
+    rng = np.random.default_rng(1)
+    x = ng.asarray(rng.normal(size=(64, 12, 12, 3)).astype(np.float32))
+    weight = L.Parameter(rng.normal(size=(3, 3, 3, 8)).astype(np.float32))
+
+    @ng.compile
+    def step(x):
+        weight.grad = None
+        out = ng.relu(ng.conv2d(x, weight, padding=1))
+        (out * out).sum().backward()
+        return out
+
+    results = []
+    for threads in (1, ng.get_num_threads()):
+        ng.set_num_threads(threads)
+        results.append((step(x).numpy().copy(), weight.grad.numpy().copy()))
+    for one, many in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, many)
+
+
+# ------------------------------------------------------------------ its key
+
+
+def counted(function):
+    """Return a function and the list of times that it was traced."""
+    runs = []
+
+    def run(*args, **kwargs):
+        runs.append(args)
+        return function(*args, **kwargs)
+
+    return ng.compile(run), runs
+
+
+def test_compiles_once_for_each_kind_of_arguments():
+    double, runs = counted(lambda x, times=2: x * times)
+    x = ng.asarray([1.0, 2.0])
+    for _ in range(3):
+        assert double(x).tolist() == [2.0, 4.0]
+    assert len(runs) == 1
+    assert double(x, times=3).tolist() == [3.0, 6.0]
+    assert double(ng.asarray([1.0, 2.0, 3.0])).tolist() == [2.0, 4.0, 6.0]
+    assert double(ng.asarray([[1, 2]])).tolist() == [[2, 4]]
+    assert len(runs) == 4
+
+
+def test_floats_are_traced_and_ints_are_not():
+    scale, runs = counted(lambda x, a: x * a)
+    x = ng.asarray([1.0, 2.0])
+    assert scale(x, 0.5).tolist() == [0.5, 1.0]
+    assert scale(x, 0.25).tolist() == [0.25, 0.5]
+    assert len(runs) == 1
+    assert scale(x, 3).tolist() == [3.0, 6.0]
+    assert len(runs) == 2
+
+
+def test_a_modules_mode_is_part_of_the_key():
+    ng.random.seed(0)
+    model = L.Dropout(0.5)
+
+    @ng.compile
+    def run(x):
+        return model(x)
+
+    x = ng.asarray(np.ones((4, 16), np.float32))
+    assert 0 < (run(x).numpy() == 0).sum() < 64
+    model.eval()
+    assert (run(x).numpy() == 1).all()
+    model.train()
+    assert (run(x).numpy() == 0).any()
+
+
+def test_what_a_function_reads_from_around_it_is_part_of_the_key():
+    power = 2
+
+    @ng.compile
+    def raised(x):
+        return x * power
+
+    x = ng.asarray([3.0])
+    assert raised(x).tolist() == [6.0]
+    power = 5
+    assert raised(x).tolist() == [15.0]
+
+
+def test_captured_arrays_are_read_at_each_call():
+    shift = ng.asarray([1.0, 2.0])
+    number = ng.asarray(1.0)
+
+    @ng.compile
+    def shifted(x):
+        return x + shift + (number * 2.0)
+
+    x = ng.asarray([0.0, 0.0])
+    assert shifted(x).tolist() == [3.0, 4.0]
+    shift[0] = 10.0
+    assert shifted(x).tolist() == [12.0, 4.0]
+    number[...] = 5.0  # a product of numbers is computed while compiling
+    assert shifted(x).tolist() == [20.0, 12.0]
+
+
+def test_methods():
+    class Trainer:
+        def __init__(self, factor):
+            self.factor = ng.asarray(factor)
+
+        @ng.compile
+        def run(self, x):
+            return x * self.factor
+
+    x = ng.asarray([1.0, 2.0])
+    assert Trainer([2.0, 2.0]).run(x).tolist() == [2.0, 4.0]
+    assert Trainer([3.0, 3.0]).run(x).tolist() == [3.0, 6.0]
+
+
+# ------------------------------------------------------- arguments, results
+
+
+def test_nested_arguments_and_results():
+    @ng.compile
+    def run(pair, options):
+        x, y = pair
+        return {"sum": x + y, "both": (x, [y * options["scale"]])}
+
+    x, y = ng.asarray([1.0]), ng.asarray([2.0])
+    out = run((x, y), {"scale": 3.0})
+    assert out["sum"].tolist() == [3.0]
+    assert out["both"][0] is x
+    assert out["both"][1][0].tolist() == [6.0]
+
+
+def test_results_are_values():
+    state = L.Buffer(np.float32([1.0, 2.0, 3.0]))
+
+    @ng.compile
+    def run(x):
+        before = ng.reshape(state, (3, 1))
+        ng.ops.optimisation.assign(state, state + x)
+        return before, ng.reshape(x, (3, 1)), x * 2.0
+
+    x = ng.asarray([1.0, 1.0, 1.0])
+    first = run(x)
+    second = run(x)
+    assert first[2].tolist() == second[2].tolist() == [2.0, 2.0, 2.0]
+    assert first[1].tolist() == [[1.0], [1.0], [1.0]]
+    assert first[0].tolist() == [[1.0], [2.0], [3.0]]
+    assert second[0].tolist() == [[2.0], [3.0], [4.0]]
+    assert state.tolist() == [3.0, 4.0, 5.0]
+
+
+def test_without_arrays():
+    ng.random.seed(5)
+    expected = [ng.random.uniform((2, 3)).tolist() for _ in range(2)]
+    ng.random.seed(5)
+    draw = ng.compile(lambda: ng.random.uniform((2, 3)))
+    assert [draw().tolist() for _ in range(2)] == expected
+
+
+def test_second_gradients():
+    cube = ng.compile(ng.grad(ng.grad(lambda x: (x * x * x).sum())))
+    assert cube(ng.asarray(2.0)).item() == 12.0
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_a_value_in_python_is_refused_by_line():
+    @ng.compile
+    def run(x):
+        if x.sum() > 1:
+            return x
+        return -x
+
+    with pytest.raises(TraceError, match=r"test_compile\.py"):
+        run(ng.asarray([1.0]))
+
+
+def test_a_bad_label_is_reported_as_by_the_op():
+    loss = ng.compile(lambda x, y: ng.softmax_cross_entropy(x, y))
+    x = ng.asarray(np.zeros((4, 3), np.float32))
+    assert loss(x, ng.asarray([0, 1, 2, 0])).item() == pytest.approx(np.log(3))
+    with pytest.raises(IndexError, match=r"labels\[2\] is 3"):
+        loss(x, ng.asarray([0, 1, 3, 7]))
+
+
+@pytest.mark.parametrize("chunk", [0, 1.5])
+def test_bad_chunk(chunk):
+    with pytest.raises(ValueError, match="chunk"):
+        ng.compile(lambda x: x, chunk=chunk)
+
+
+def test_no_function():
+    with pytest.raises(TypeError, match="needs a function, got int"):
+        ng.compile(3)
+
+
+def test_nothing_to_see_before_the_first_call():
+    with pytest.raises(GraphError, match="has not been called yet"):
+        ng.compile(lambda x: x).source  # noqa: B018
+
+
+# ---------------------------------------------------------------- the source
+
+
+def test_source_speaks_of_the_model():
+    model = L.Sequential(L.Linear(4, 3))
+
+    @ng.compile
+    def predict(images):
+        return model(images)
+
+    predict(ng.asarray(np.zeros((5, 4), np.float32)))
+    source = predict.source
+    for name in ("images", "model_0_weight", "model_0_bias", "matmul_forward("):
+        assert name in source
+    first = predict.source
+    again = ng.compile(predict.function)
+    again(ng.asarray(np.zeros((5, 4), np.float32)))
+    assert again.source == first
+
+
+SECOND = """
+import numpy as np, numbagrad as ng
+x = ng.asarray(np.arange(12, dtype=np.float32).reshape(4, 3))
+step = ng.compile(lambda x: (ng.exp(x * 0.1) @ ng.permute_dims(x, (1, 0))).sum())
+print(step(x).item())
+"""
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
+def test_a_second_process_finds_the_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBAGRAD_CACHE_DIR", str(tmp_path))
+
+    def run():
+        return subprocess.run(
+            [sys.executable, "-c", SECOND], capture_output=True, text=True, check=True
+        )
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
+
+    first = run()
+    compiled = files()
+    assert any("region" in path.name for path in compiled)
+    second = run()
+    assert second.stdout == first.stdout
+    assert files() == compiled
+
+
+# --------------------------------------------------------------- users' ops
+
+
+def test_custom_op():
+    def kernel(x, rate, out):
+        for i in range(x.size):
+            out[i] = x[i] * rate
+
+    scaled = ng.custom_op(
+        "scaled_in_test_compile",
+        cpu=kernel,
+        infer=lambda x, *, rate=2.0: (x.shape, x.dtype),
+        vjp=lambda grad_out, rate: grad_out * rate,
+    )
+    ng.testing.check_op(lambda x: scaled(x, rate=3.0) + x, np.ones(5), compiled=True)
