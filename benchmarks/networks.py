@@ -15,7 +15,7 @@ import numbagrad as ng
 
 from .measure import INPUT_SETS, Case, Contender, Run
 from .peers import IMAGE, torch_compiled, torch_tensor
-from .results import OURS
+from .results import COMPILED, OURS
 from .twins import jax_adam, jax_moments, jax_twin, torch_twin
 
 LEARNING_RATE = 1e-3
@@ -68,7 +68,9 @@ def _prepare_step(
     ng.random.seed(seed)
     model = ng.models.get(name, in_channels=channels, image_size=size)
     theirs = partial(torch_step, model, batches)
-    ways = {OURS: _loss(partial(our_step, model, batches)), "PyTorch": _loss(theirs)}
+    ours = partial(our_step, model, batches)
+    ways = {OURS: _loss(ours), COMPILED: _loss(partial(ours, compiled=True))}
+    ways["PyTorch"] = _loss(theirs)
     if name != "mlp":
         ways["PyTorch channels_last"] = _loss(partial(theirs, channels_last=True))
     if compiled and worth:
@@ -86,22 +88,22 @@ def _as_numpy(loss: Any) -> np.ndarray:
     return loss.detach().numpy() if isinstance(loss, torch.Tensor) else np.asarray(loss)
 
 
-def our_step(model: ng.layers.Module, batches: list[Batch]) -> Run:
+def our_step(model: ng.layers.Module, batches: list[Batch], compiled: bool = False) -> Run:
     """Return the function that does a step on the k-th batch, written as in the README."""
     model = copy.deepcopy(model)  # the twins start from the same weights
     model.train()
     optimizer = ng.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     arrays = [(ng.asarray(images), ng.asarray(labels)) for images, labels in batches]
 
-    def step(k: int) -> ng.Array:
-        images, labels = arrays[k]
+    def step(images: ng.Array, labels: ng.Array) -> ng.Array:
         loss = ng.softmax_cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss
 
-    return step
+    run = ng.compile(step) if compiled else step
+    return lambda k: run(*arrays[k])
 
 
 def torch_step(

@@ -102,6 +102,9 @@ def _show_cases(mode: Mode, console: Console) -> None:
         if family not in (None, result.family):
             table.add_section()
         family = result.family
+        shown = times(result.ratio)
+        if result.compiled:
+            shown += f" ({times(result.compiled_ratio)} compiled)"
         best, its = result.best_peer or ("-", None)
         others = "  ".join(
             f"{name} {seconds(t.median / result.per)}"
@@ -109,7 +112,7 @@ def _show_cases(mode: Mode, console: Console) -> None:
             if name not in (OURS, best)
         )
         table.add_row(
-            f"{result.family}: {result.label}", times(result.ratio), times(result.spread),
+            f"{result.family}: {result.label}", shown, times(result.spread),
             seconds(result.ours), seconds(its), best, others,
         )  # fmt: skip
     console.print(table)
@@ -218,12 +221,14 @@ def readme_block(report: Report, picture: str) -> str:
             result = next((r for r in mode.of("steps") if r.name == name), None)
             best = result and result.best_peer
             if best and result.ours:
-                both = f"{seconds(result.ours)}, {best[0]} {seconds(best[1])}"
-                row.append(f"**{times(result.ratio)}**: {both}")
+                both = f"{times(result.ratio)}, **{times(result.compiled_ratio)}**"
+                mine = f"{seconds(result.ours)}, {seconds(result.compiled)}"
+                row.append(f"{both}: {mine}; {best[0]} {seconds(best[1])}")
             else:
                 row.append("-")
         rows.append(row)
-    lines += [*_markdown(["eager training step (forward, backward, Adam)", *heads], rows), ""]
+    title = "training step (forward, backward, Adam): eager, **compiled**"
+    lines += [*_markdown([title, *heads], rows), ""]
     lines += [*_also(report), ""]
     lines += [
         f"![Each kernel against the machine's peak and bandwidth]({picture})",

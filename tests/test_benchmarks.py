@@ -153,7 +153,7 @@ def test_readme_block():
     text = report.readme_block(some_report(), "docs/roofline.png")
     assert "Some CPU (some), 1 core, 2026-11-22" in text
     assert "| convolutions with both gradients (2) | 1.00 (0.50) |" in text
-    assert "| lenet, batch 128 | **1.50**: 2.00 s, peer 0 3.00 s |" in text
+    assert "| lenet, batch 128 | 1.50, **-**: 2.00 s, -; peer 0 3.00 s |" in text
     assert "mlp 1.25" in text
     new = report.replace_marked("a <!-- benchmark -->x<!-- /benchmark --> b", text)
     assert report.replace_marked(new, text) == new
