@@ -113,6 +113,9 @@ def train(
         str, typer.Option(callback=_one_of((*DEVICES, "auto")), help="cpu|cuda|auto")
     ] = "cpu",
     threads: Annotated[int | None, typer.Option(callback=_threads, help="CPU threads.")] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Compile the training step.")
+    ] = True,
     out: Annotated[Path | None, _folder("Folder for model.safetensors and metrics.csv.")] = None,
 ) -> None:
     """Train a model and say how often it is right on images that it has not seen."""
@@ -137,6 +140,7 @@ def train(
         schedule=optim.cosine,
         seed=seed,
         device=device,
+        compile=compile,
     )
     if out is not None:
         notes = {"model": model, "data": dataset, "seed": str(seed)}

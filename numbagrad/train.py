@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import data, ops, random
+from . import compiler, data, ops, random
 from .array import Array, asarray
 from .errors import DataError, ShapeError, TraceError, nearest, whole_number
 from .layers import BatchNorm1d, Module, as_numpy, one_array
@@ -124,6 +124,7 @@ def fit(
     device: str = "cpu",
     progress: bool = True,
     transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    compile: bool = False,
 ) -> History:
     """Train a model.
 
@@ -158,6 +159,9 @@ def fit(
         elsewhere.
     transform
         Changes each batch of training images: see `numbagrad.data.DataLoader`.
+    compile
+        Run each step as compiled source: see `numbagrad.compile`. Faster, after some seconds for
+        compiling at the first step; results differ by rounding.
 
     Returns
     -------
@@ -173,6 +177,8 @@ def fit(
         If an argument is of another kind, or does not fit the others.
     FloatingPointError
         If the loss becomes NaN or infinite; the message names the step.
+    TraceError
+        With ``compile``, if the model looks at values (``if x.sum() > 0``).
 
     Examples
     --------
@@ -199,7 +205,7 @@ def fit(
     if test is not None:
         _check(model, data.DataLoader(test, batch_size))
     random.seed(seed)
-    run = _Run(model, loader, loss, optimizer, schedule, epochs, progress)
+    run = _Run(model, loader, loss, optimizer, schedule, epochs, progress, compile)
     history = History()
     try:
         for number in range(1, epochs + 1):
@@ -274,8 +280,15 @@ class _Run:
         schedule: Callable[[float], float] | None,
         epochs: int,
         progress: bool,
+        compiled: bool,
     ):
-        self.model, self.loader, self.loss, self.optimizer = model, loader, loss, optimizer
+        def step(images: Array, labels: Array) -> tuple[Array, Array]:
+            value, outputs = train_step(model, loss, optimizer, images, labels)
+            optimizer.zero_grad()  # nobody looks at them: their memory is used again
+            return value, outputs
+
+        self.step = compiler.compile(step, dynamic=["batch"]) if compiled else step
+        self.model, self.loader, self.optimizer = model, loader, optimizer
         self.schedule, self.lr = schedule, optimizer.lr
         self.total = epochs * len(loader)
         self.display = _display(progress, epochs, len(loader))
@@ -291,7 +304,7 @@ class _Run:
             if self.schedule is not None:
                 done = (number - 1) * len(self.loader) + step - 1
                 self.optimizer.lr = self.lr * self.schedule(done / self.total)
-            value, outputs = train_step(self.model, self.loss, self.optimizer, images, labels)
+            value, outputs = self.step(images, labels)
             meter.add(value, outputs, labels)
             now = time.perf_counter()
             if now - looked > REFRESH:

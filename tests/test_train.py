@@ -43,6 +43,16 @@ def test_it_learns_and_measures():
     assert len(history.csv().splitlines()) == 9
 
 
+def test_compiled_steps_do_as_eager_ones():
+    # 600 images in batches of 256: the last one is shorter.
+    (model, history), (other, expected) = quick(compile=True), quick()
+    for name, value in model.state_dict().items():
+        np.testing.assert_allclose(value, other.state_dict()[name], rtol=1e-3, atol=1e-5)
+    for mine, its in zip(history.epochs, expected.epochs, strict=True):
+        assert mine.train_loss == pytest.approx(its.train_loss, rel=1e-4)
+        assert mine.test_accuracy == pytest.approx(its.test_accuracy, abs=0.01)
+
+
 def weights_after(**options):
     return quick(**options)[0].state_dict()
 

@@ -19,7 +19,7 @@ from ..errors import NO_ERROR, GraphError
 from ..jit import Kernel, cache_dir, entry_address, words_of, write_atomically
 from .emit_cpu import Source
 from .linkage import link
-from .plan import Buffer, Plan, Ref, Region
+from .plan import Buffer, Ref, Region
 from .trace import Trace, map_leaves
 
 LINE = 64
@@ -56,10 +56,10 @@ def _address(array: np.ndarray) -> int:
 class Executable:
     """A planned step with its memory, ready to run."""
 
-    def __init__(self, plan: Plan, trace: Trace, folded: list[Array], names: dict[int, str]):
-        self.plan, self.trace = plan, trace
+    def __init__(self, source: Source, trace: Trace, folded: list[Array]):
+        self.source, self.plan, self.trace = source, source.plan, trace
         self._folded = [(array, array._data) for array in folded]
-        self.source = Source(plan, names)
+        plan = self.plan
         self._lock = threading.Lock()
         self._arena = _aligned(plan.arena_bytes)
         self._memory = np.zeros(max(len(self.source.slots), 1), np.int64)
@@ -90,8 +90,10 @@ class Executable:
             for name, region in zip(self.source.functions, plan.regions, strict=True)
         ]
 
-    def _place(self, slot: int, what: Buffer | np.ndarray) -> None:
-        if isinstance(what, np.ndarray):
+    def _place(self, slot: int, what: Buffer | np.ndarray | int) -> None:
+        if isinstance(what, int):
+            self._memory[slot] = what
+        elif isinstance(what, np.ndarray):
             self._data.append(what)  # keeps it alive
             self._memory[slot] = _address(what)
         elif what.source == "argument":

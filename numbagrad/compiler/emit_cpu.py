@@ -24,6 +24,7 @@ from ..jit import content_key, function_of
 from .linkage import user_kernels
 from .plan import Buffer, Combine, Node, Plan, Ref, Region, affine_scalars, units_of
 
+_INTEGERS = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
 RESERVED = ("memory", "scratch", "shard", "first", "stop", "lo", "n", "here", "np", "min")
 DTYPES = {"bool": "boolean"}  # names in Numba that are not NumPy's
 
@@ -36,8 +37,8 @@ class Source:
     text
         The module.
     slots
-        Whose address stands at each place of ``memory``: buffers, and arrays that kernels take as
-        parameters.
+        What each place of ``memory`` holds: the address of a buffer, or of an array that a kernel
+        takes as a parameter, or a number that depends on the batch.
     functions
         The name of the function of each region.
     kernels, calls
@@ -46,7 +47,7 @@ class Source:
 
     def __init__(self, plan: Plan, names: dict[int, str]):
         self.plan = plan
-        self.slots: list[Buffer | np.ndarray] = []
+        self.slots: list[Buffer | np.ndarray | int] = []
         self._slot_of: dict[int, int] = {}
         kernels = {_kernel_name(node.op) for node in plan.nodes if isinstance(node, Node)}
         self._names = _Names(kernels)
@@ -58,6 +59,44 @@ class Source:
         self._name_all(names)
         blocks = [self._region(at, region) for at, region in enumerate(plan.regions)]
         self.text = "\n\n".join([self._head(), *blocks]) + "\n"
+
+    def generalise(self, other: Source, batch: int) -> None:
+        """Take numbers that differ from another batch's source out of the text, into `slots`.
+
+        What is left serves any batch: another one finds the same text, and so the same code. If
+        the two differ in more than numbers, the text stays as it is.
+
+        Parameters
+        ----------
+        other
+            The source of the same function for a batch twice as large.
+        batch
+            The extent of the batch here.
+        """
+        pieces, others = _INTEGERS.split(self.text), _INTEGERS.split(other.text)
+        if pieces[::2] != others[::2]:
+            return
+        names: dict[str, int] = {}  # a number's name -> its slot
+        for k in range(1, len(pieces), 2):
+            if pieces[k] != others[k]:
+                value, doubled = int(pieces[k]), int(others[k])
+                name = f"size_{len(names)}"
+                if value % batch == 0 and doubled == 2 * value:
+                    name = "batch" if value == batch else f"batch_times_{value // batch}"
+                if name not in names:
+                    names[name] = len(self.slots)
+                    self.slots.append(value)
+                pieces[k] = name
+        functions = "".join(pieces).split("\n@njit\n")
+        for k, function in enumerate(functions):
+            lines = [
+                f"    {name} = memory[{slot}]\n"
+                for name, slot in names.items()
+                if re.search(rf"\b{name}\b", function)
+            ]
+            head, here, body = function.partition("    here = scratch.ctypes.data\n")
+            functions[k] = head + here + "".join(lines) + body
+        self.text = "\n@njit\n".join(functions)
 
     # ------------------------------------------------------------------ names
 

@@ -17,7 +17,8 @@ from ..errors import GraphError
 from ..jit import is_settled, references
 from ..ops.convolution import get_winograd
 from .compiled import Executable
-from .plan import make_plan
+from .emit_cpu import Source
+from .plan import batch_axis, make_plan
 from .simplify import simplify
 from .trace import Trace, trace
 
@@ -25,7 +26,10 @@ SCALARS = (bool, int, str, bytes, type(None), np.dtype, type)
 
 
 def compile(
-    function: Callable | None = None, *, chunk: int | None = None
+    function: Callable | None = None,
+    *,
+    dynamic: Sequence[str] = (),
+    chunk: int | None = None,
 ) -> CompiledFunction | Callable[[Callable], CompiledFunction]:
     """Compile a function of arrays, such as a whole training step, into fused source.
 
@@ -41,6 +45,10 @@ def compile(
         only. Floats that it is given are traced like arrays of no dimensions; ints, bools, strings
         and None are fixed, and another value compiles anew, as another shape, dtype or mode of a
         module does.
+    dynamic
+        ``["batch"]`` writes source that serves any extent of the batch, the first axis of the first
+        array: a last, shorter batch is planned anew, in some hundredths of a second, but nothing is
+        compiled for it. It runs at its true size, without padding.
     chunk
         How many rows of the batch are walked at a time; by default as many as fit a core's own
         cache.
@@ -66,12 +74,14 @@ def compile(
     Array(25., dtype=float32)
     """
     if function is None:
-        return functools.partial(compile, chunk=chunk)
+        return functools.partial(compile, dynamic=dynamic, chunk=chunk)
     if not callable(function):
         raise TypeError(f"compile: needs a function, got {type(function).__name__}")
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"compile: chunk must be an int of at least 1, got {chunk!r}")
-    return CompiledFunction(function, chunk)
+    if isinstance(dynamic, str) or not set(dynamic) <= {"batch"}:
+        raise ValueError(f'compile: dynamic must be [] or ["batch"], got {dynamic!r}')
+    return CompiledFunction(function, tuple(dynamic), chunk)
 
 
 class CompiledFunction:
@@ -83,8 +93,9 @@ class CompiledFunction:
         The function itself, as it was written.
     """
 
-    def __init__(self, function: Callable, chunk: int | None):
+    def __init__(self, function: Callable, dynamic: tuple[str, ...], chunk: int | None):
         self.function = function
+        self.dynamic = dynamic
         self.chunk = chunk
         self._variants: dict[Any, Executable | Trace] = {}
         self._last: Executable | Trace | None = None
@@ -126,16 +137,25 @@ class CompiledFunction:
             return self.function(*given_args, **given_kwargs)
 
         flat.__name__ = getattr(self.function, "__name__", type(self.function).__name__)
-        traced = trace(flat, *arrays)
         if devices != {"cpu"}:
-            return traced
-        equations, folded = simplify(traced)
-        plan = make_plan(traced, equations, self.chunk)
+            return trace(flat, *arrays)
         given = _names_of_arguments(self.function, args, kwargs)
-        for buffer, name in zip(plan.arguments, given, strict=True):
-            buffer.name = name
-        names = _names_of_states(self.function, args, kwargs)
-        return Executable(plan, traced, folded, names)
+        states = _names_of_states(self.function, args, kwargs)
+
+        def written(arrays: list[Array]) -> tuple[Source, Trace, list[Array]]:
+            traced = trace(flat, *arrays)
+            equations, folded = simplify(traced)
+            plan = make_plan(traced, equations, self.chunk, bool(self.dynamic))
+            for buffer, name in zip(plan.arguments, given, strict=True):
+                buffer.name = name
+            return Source(plan, states), traced, folded
+
+        source, traced, folded = written(arrays)
+        batch = batch_axis(traced)
+        if self.dynamic and batch > 1:
+            twice, _, _ = written([_doubled(x, batch) for x in arrays])
+            source.generalise(twice, batch)
+        return Executable(source, traced, folded)
 
     # ------------------------------------------------------------------- looks
 
@@ -188,6 +208,15 @@ def _unflatten(value: Any, arrays: Iterator[Array]) -> Any:
     if isinstance(value, dict):
         return {name: _unflatten(item, arrays) for name, item in value.items()}
     return value
+
+
+def _doubled(x: Array, batch: int) -> Array:
+    """Return what stands for an array in a trace of a batch twice as large; it has no data."""
+    if not x.shape or x.shape[0] != batch:
+        return x
+    double = Array(None, x.spec._replace(shape=(2 * batch, *x.shape[1:])))
+    double.requires_grad = x.requires_grad
+    return double
 
 
 def _names_of_arguments(function: Callable, args: tuple, kwargs: dict) -> list[str]:

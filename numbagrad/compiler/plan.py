@@ -144,6 +144,7 @@ class Region:
     nodes: list[Node | Combine] = field(default_factory=list)
     chunk: int = 0
     bounds: np.ndarray = field(default_factory=lambda: np.array([0, 0]))
+    is_single: bool = False  # no shard has more than one chunk
     scratch: dict[Buffer, int] = field(default_factory=dict)  # where local values start
     workspace: dict[Node, list[int]] = field(default_factory=dict)
     pieces: dict[Buffer, int] = field(default_factory=dict)  # one chunk's partial results
@@ -325,7 +326,7 @@ def _same(value: Any, other: Any) -> bool:
 # ------------------------------------------------------------------ placing
 
 
-def _batch_axis(trace: Trace) -> int:
+def batch_axis(trace: Trace) -> int:
     """Return the extent of the axis that is walked: the first one of the first argument."""
     for spec in trace.inputs:
         if spec.shape:
@@ -498,7 +499,6 @@ def _scratch(region: Region) -> int:
             uses[buffer] = at
     shelf = _Shelf()
     region.scratch.clear(), region.workspace.clear(), region.pieces.clear()
-    single = region.chunk * region.shards >= region.axis
     for at, node in enumerate(region.nodes):
         given = []
         for k, buffer in enumerate(node.outputs):
@@ -506,7 +506,7 @@ def _scratch(region: Region) -> int:
                 per = units_of(node, k, False) if region.axis else buffer.spec.size
                 nbytes = per * max(region.chunk, 1) * buffer.spec.dtype.itemsize
                 region.scratch[buffer] = shelf.take(nbytes)
-            elif buffer.parts is not None and isinstance(node, Node) and not single:
+            elif buffer.parts is not None and isinstance(node, Node) and not region.is_single:
                 region.pieces[buffer] = shelf.take(buffer.nbytes)
                 given.append(region.pieces[buffer])
         if isinstance(node, Node) and node.workspace:
@@ -531,8 +531,11 @@ def is_local(buffer: Buffer) -> bool:
     )
 
 
-def _settle(region: Region, chunk: int | None) -> None:
-    """Choose how many units a chunk takes, and the shards."""
+def _settle(region: Region, chunk: int | None, dynamic: bool) -> None:
+    """Choose how many units a chunk takes, and the shards.
+
+    With ``dynamic`` chunks are as large for any extent of the axis.
+    """
     region.bounds = np.array([0, max(region.axis, 1)], np.int64)
     if not region.axis:
         _scratch(region)
@@ -550,7 +553,8 @@ def _settle(region: Region, chunk: int | None) -> None:
         most = min(MAX_PARTIAL_SHARDS, max(2, region.axis * each // (PARTIAL_SHARE * partial)))
     shards = max(1, min(int(total // SHARD_NS), most, region.axis))
     whole = -(-region.axis // shards)
-    region.chunk = -(-whole // -(-whole // min(chunk, whole)))
+    region.chunk = chunk if dynamic else -(-whole // -(-whole // min(chunk, whole)))
+    region.is_single = not dynamic and region.chunk * shards >= region.axis
     region.bounds = shard_bounds(region.axis, shards)
     _scratch(region)
 
@@ -575,7 +579,12 @@ def _unit_bytes(region: Region) -> tuple[int, int, int]:
     return max(local, moved, 1), max(sizes[0] - local, 0), partial
 
 
-def make_plan(trace: Trace, equations: Sequence[Equation], chunk: int | None = None) -> Plan:
+def make_plan(
+    trace: Trace,
+    equations: Sequence[Equation],
+    chunk: int | None = None,
+    dynamic: bool = False,
+) -> Plan:
     """Plan a traced step.
 
     Parameters
@@ -586,9 +595,11 @@ def make_plan(trace: Trace, equations: Sequence[Equation], chunk: int | None = N
         Its equations, cleaned up.
     chunk
         How many images are walked at a time; by default as many as fit a core's cache.
+    dynamic
+        Let nothing but sizes depend on the extent of the batch.
     """
     builder = _Builder(trace, equations)
-    axis = _batch_axis(trace)
+    axis = batch_axis(trace)
     positions = _place(builder, axis)
     regions: list[Region] = []
     for at in sorted(positions):
@@ -626,7 +637,8 @@ def make_plan(trace: Trace, equations: Sequence[Equation], chunk: int | None = N
                 else:
                     output.made_in = region
     for region in regions:
-        _settle(region, chunk if region.axis == axis else None)
+        batched = region.axis == axis
+        _settle(region, chunk if batched else None, dynamic and batched)
     for node in nodes:
         if isinstance(node, Combine):
             shards = node.parts.made_in.shards
