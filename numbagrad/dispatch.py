@@ -685,18 +685,22 @@ def run_rows(entry: int, words: np.ndarray, status: np.ndarray) -> None:
     if state.threads != _threads:
         numba.set_num_threads(_threads)
         state.threads = _threads
-    if len(words) == 1:
-        status[0] = _run_one(entry, words)
+    if len(words) == 1 or _threads == 1:
+        failed = _run_in_turn(entry, words)
     else:
         _run_shards(entry, words, status, False)
-    if status.any():
+        failed = status.any()
+    if failed:
         raise RuntimeError("a kernel failed")
 
 
 @njit
-def _run_one(entry, words):
-    """Run a kernel on its one row of arguments, on the calling thread."""
-    return start(entry, words, 0, 0)
+def _run_in_turn(entry, words):
+    """Run a kernel on each row of arguments, all on the calling thread."""
+    failed = 0
+    for row in range(words.shape[0]):
+        failed |= start(entry, words, row, 0)
+    return failed
 
 
 @njit(parallel=True)

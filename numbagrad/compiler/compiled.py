@@ -63,7 +63,7 @@ class Executable:
         self._lock = threading.Lock()
         self._arena = _aligned(plan.arena_bytes)
         self._memory = np.zeros(max(len(self.source.slots), 1), np.int64)
-        self._leaves: list[tuple[int, Array]] = []
+        self._leaves: list[tuple[int, Array, Any]] = []  # and the data of the last call
         self._data: list[Any] = []
         self._arguments: list[tuple[int, int]] = []
         self._gradients: list[tuple[int, Array]] = []
@@ -99,7 +99,7 @@ class Executable:
         elif what.source == "argument":
             self._arguments.append((slot, what.index))
         elif what.source == "leaf":
-            self._leaves.append((slot, what.leaf))
+            self._leaves.append((slot, what.leaf, None))
         elif what.source == "gradient":
             self._gradients.append((slot, what.leaf))
         elif what in self.plan.places:
@@ -163,8 +163,10 @@ class Executable:
         memory = self._memory
         for slot, index in self._arguments:
             memory[slot] = _address(args[index]._data)
-        for slot, leaf in self._leaves:
-            memory[slot] = _address(leaf._data)
+        for k, (slot, leaf, data) in enumerate(self._leaves):
+            if leaf._data is not data:  # at the first call, and after an assignment
+                memory[slot] = _address(leaf._data)
+                self._leaves[k] = slot, leaf, leaf._data
         for slot, leaf in self._gradients:
             if leaf.grad is None:
                 raise GraphError(
