@@ -18,8 +18,8 @@ from ..array import Array
 from ..errors import NO_ERROR, GraphError
 from ..jit import Kernel, cache_dir, entry_address, words_of, write_atomically
 from .emit_cpu import Source
+from .graph import Buffer, Ref, Region
 from .linkage import link
-from .plan import Buffer, Ref, Region
 from .trace import Trace, map_leaves
 
 LINE = 64

@@ -21,8 +21,10 @@ from .. import kernels_cpu
 from ..array import size_of
 from ..dispatch import Op
 from ..jit import content_key, function_of
+from .fuse import COLUMN, FORMULAS, ROW, SCALAR, Fused, kinds_of
+from .graph import Buffer, Combine, Node, Ref, Region, affine_scalars, units_of
 from .linkage import user_kernels
-from .plan import Buffer, Combine, Node, Plan, Ref, Region, affine_scalars, units_of
+from .plan import Plan
 
 _INTEGERS = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
 RESERVED = ("memory", "scratch", "shard", "first", "stop", "lo", "n", "here", "np", "min")
@@ -56,6 +58,7 @@ class Source:
         self.calls: dict[str, set[tuple[types.Type, ...]]] = {}
         self._dtypes: set[str] = set()
         self._combines: set[str] = set()
+        self._functions: dict[str, str] = {}  # fused loops: body -> name
         self._name_all(names)
         blocks = [self._region(at, region) for at, region in enumerate(plan.regions)]
         self.text = "\n\n".join([self._head(), *blocks]) + "\n"
@@ -130,15 +133,17 @@ class Source:
             for name, kernel in sorted(self.kernels.items())
         )
         dtypes = ", ".join(sorted(set(DTYPES.get(d, d) for d in self._dtypes)))
-        combines = [_COMBINE[how] for how in sorted(self._combines)]
+        helpers = [_COMBINE[how] for how in sorted(self._combines)]
+        helpers += [f"@njit\ndef {name}{body}" for body, name in self._functions.items()]
         return (
             f'"""{self.plan.name}, compiled by numbagrad."""\n\n'
             "import numpy as np\n"
             f"{f'from numba import {dtypes}' if dtypes else ''}\n\n"
-            "from numbagrad import kernels_cpu\n"
+            "from numbagrad import kernels_cpu, simd\n"
             "from numbagrad.compiler.linkage import array_at, linked, user_kernels\n"
-            "from numbagrad.jit import njit\n\n"
-            f"{kernels}" + "".join("\n\n\n" + text.strip() for text in combines)
+            "from numbagrad.jit import njit\n"
+            "from numbagrad.kernels_cpu import vector\n\n"
+            f"{kernels}" + "".join("\n\n\n" + text.strip() for text in helpers)
         )
 
     def _region(self, at: int, region: Region) -> str:
@@ -167,7 +172,7 @@ class Source:
             else:
                 yield name, f"memory[{self._slot(buffer)}]"
 
-    def _node(self, node: Node | Combine, region: Region) -> list[str]:
+    def _node(self, node: Node | Combine | Fused, region: Region) -> list[str]:
         if isinstance(node, Combine):
             self._combines.add(node.how)
             parts, size = self._name(node.parts), node.out.spec.size
@@ -180,7 +185,8 @@ class Source:
         arguments, after = [], []
         for k, (ref, shape) in enumerate(zip(node.inputs, node.views.inputs, strict=True)):
             arguments.append(self._input(node, region, k, ref, shape))
-        arguments += self._scalars(node, region)
+        if isinstance(node, Node):
+            arguments += self._scalars(node, region)
         for k, (buffer, shape) in enumerate(zip(node.outputs, node.views.outputs, strict=True)):
             text, more = self._output(node, region, k, buffer, shape)
             arguments.append(text)
@@ -189,10 +195,62 @@ class Source:
             region.workspace.get(node, ()), node.workspace, strict=True
         ):
             arguments.append(self._array(f"here + {start}", shape, dtype))
+        if isinstance(node, Fused):
+            return [f"{self._fused(node)}(", *(f"    {text}," for text in arguments), ")"]
         name = _kernel_name(node.op)
         self.kernels[name] = _kernel(node.op)
         self.calls.setdefault(name, set()).add(_kinds(node))
         return [f"{name}(", *(f"    {text}," for text in arguments), ")", *after]
+
+    def _fused(self, group: Fused) -> str:
+        """Return the name of the function that runs a group; equal ones share it."""
+        body = self._fused_body(group)
+        if body not in self._functions:
+            self._functions[body] = self._names.new(group.name)
+        return self._functions[body]
+
+    def _fused_body(self, group: Fused) -> str:
+        inputs = [f"x{k}" for k in range(len(group.inputs))]
+        outputs = [f"out{k}" for k in range(len(group.outputs))]
+        known = {
+            (id(ref.buffer), ref.offset, kind): name
+            for ref, kind, name in zip(group.inputs, group.kinds, inputs, strict=True)
+        }
+        before, loads, steps = [], [], []
+        for name, kind in zip(inputs, group.kinds, strict=True):
+            if kind == SCALAR:
+                before.append(f"v_{name} = simd.splat({name}[0], out0)")
+            elif kind == COLUMN:
+                loads.append(f"v_{name} = simd.splat({name}[row], out0)")
+            else:
+                loads.append(f"v_{name} = simd.load({name}, {'j' if kind == ROW else 'i'}, n)")
+        values: dict[Buffer, str] = {}
+        for number, member in enumerate(group.members):
+            operands = []
+            for ref, kind in zip(member.inputs, kinds_of(member), strict=True):
+                if ref.buffer in values:
+                    operands.append(values[ref.buffer])
+                else:
+                    operands.append("v_" + known[id(ref.buffer), ref.offset, kind])
+            operands += map(self._scalar, _parameters(member))
+            values[member.outputs[0]] = f"v{number}"
+            steps.append(f"v{number} = vector.{FORMULAS[member.op.name]}({', '.join(operands)})")
+        for name, buffer in zip(outputs, group.outputs, strict=True):
+            steps.append(f"simd.store({name}, i, {values[buffer]}, n)")
+        names = ", ".join(member.op.name for member in group.members)
+        lines = [f"({', '.join([*inputs, *outputs])}):", f'    """One loop for {names}."""']
+        lines += [f"    {line}" for line in ["lanes = simd.lanes(out0)", *before]]
+        if group.width:
+            lines += [
+                f"    for row in range(out0.size // {group.width}):",
+                f"        for j in range(0, {group.width}, lanes):",
+                f"            i, n = row * {group.width} + j, {group.width} - j",
+            ]
+            indent = " " * 12
+        else:
+            lines += ["    for i in range(0, out0.size, lanes):", "        n = out0.size - i"]
+            indent = " " * 8
+        return "\n".join([*lines, *(indent + line for line in (*loads, *steps))])
 
     def _name(self, buffer: Buffer) -> str:
         self._used[buffer] = buffer.name
@@ -264,6 +322,11 @@ class Source:
         return _number(value)
 
 
+def _parameters(member: Node) -> tuple:
+    """Return what a formula takes beside arrays."""
+    return tuple(x for x in member.views.scalars if not isinstance(x, np.ndarray))
+
+
 def _kernel_name(op: Op) -> str:
     """Return what the source calls an op's kernel; a user's op gives its kernel its own name."""
     return op.kernel if isinstance(op.kernel, str) else "user_" + re.sub(r"\W", "_", op.name)
@@ -327,16 +390,19 @@ class _Names:
         return name
 
 
-def _output_name(node: Node | Combine, k: int) -> str:
+def _output_name(node: Node | Combine | Fused, k: int) -> str:
     if isinstance(node, Combine):
         return node.out.name or "total"
+    if isinstance(node, Fused):
+        makers = [member for member in node.members if node.outputs[k] in member.outputs]
+        return makers[0].op.name
     names = (*node.op.outputs, "flag")
     plain = len(node.op.outputs) == 1 or names[k] == "out"
     return node.op.name if plain and k == 0 else f"{node.op.name}_{names[k]}"
 
 
 def _summary(region: Region) -> str:
-    names = [node.op.name if isinstance(node, Node) else "combine" for node in region.nodes]
+    names = [node.name for node in region.nodes]
     short = ", ".join(dict.fromkeys(names))
     if not region.axis:
         return f"In one piece: {short}."

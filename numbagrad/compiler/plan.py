@@ -12,148 +12,29 @@ even ones stand the nodes that see whole arrays. Each node runs as early as its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..array import Array, Spec, size_of
+from ..array import Array, size_of
 from ..dispatch import (
     MAX_PARTIAL_SHARDS,
     MAX_SHARDS,
-    NS_PER_BYTE,
-    NS_PER_FLOP,
     SHARD_NS,
-    Call,
-    Op,
-    Split,
-    Views,
     make_call,
     make_views,
     shard_bounds,
 )
 from ..ops.elementwise import COPY
+from .fuse import fuse
+from .graph import Buffer, Combine, Cut, Node, Ref, Region, cut_of, is_local, units_of
 from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
 
 PARTIAL_SHARE = 4
 LINE = 64  # bytes; buffers start at a full cache line
 CHUNK_BYTES = 512 * 1024  # what a chunk's values may take: half of a core's own cache
-
-
-# ------------------------------------------------------------------- graph
-
-
-@dataclass(eq=False)
-class Buffer:
-    """An array that a step reads or writes.
-
-    Attributes
-    ----------
-    spec
-        Its shape and dtype.
-    source
-        Where it comes from: ``"argument"`` (number ``index``), ``"leaf"`` (the data of an array
-        from outside), ``"gradient"`` (of such an array), or ``"value"`` (the step makes it).
-    name
-        What the emitted source calls it.
-    """
-
-    spec: Spec
-    source: str = "value"
-    index: int = 0
-    leaf: Array | None = None
-    name: str = ""
-    # What the plan decides.
-    ready: int = -1  # the position after which it is there
-    is_cut: bool = False  # made piece by piece in the region at `ready`
-    combine: str | None = None  # made as partial results, one for each shard
-    parts: Buffer | None = None  # these
-    is_kept: bool = False  # the caller gets it
-    readers: list[int] = field(default_factory=list)
-    used_in: list[Region] = field(default_factory=list)
-    made_in: Region | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """How much memory all of it takes."""
-        return self.spec.size * self.spec.dtype.itemsize
-
-
-@dataclass(frozen=True, eq=False)
-class Ref:
-    """A buffer as a node sees it: perhaps in another shape, or from another element on."""
-
-    buffer: Buffer
-    spec: Spec
-    offset: int = 0
-
-
-class Cut(NamedTuple):
-    """How a node falls into pieces along an axis: rows of each array for a unit, 0 = all of it."""
-
-    inputs: tuple[int, ...]
-    outputs: tuple[int | str, ...]
-    split: Split
-    per: int  # units of the split for each unit of the axis
-
-
-@dataclass(eq=False)
-class Node:
-    """One call of a kernel."""
-
-    op: Op
-    call: Call
-    views: Views
-    inputs: tuple[Ref, ...]
-    outputs: tuple[Buffer, ...]
-    is_assigning: bool = False
-    cut: Cut | None = None
-    workspace: tuple[tuple[tuple[int, ...], np.dtype], ...] = ()
-
-    @property
-    def nanoseconds(self) -> float:
-        """About how long it takes on one core."""
-        if self.op.cost is not None:
-            flops, moved = self.op.cost(self.call)
-        else:
-            specs = (*self.call.inputs, *self.call.outputs)
-            flops, moved = 0, sum(spec.size * spec.dtype.itemsize for spec in specs)
-        return max(flops * NS_PER_FLOP, moved * NS_PER_BYTE)
-
-
-@dataclass(eq=False)
-class Combine:
-    """Adds up, or otherwise combines, what the shards of a region made of one output."""
-
-    how: str
-    parts: Buffer
-    out: Buffer
-
-    inputs = property(lambda self: (Ref(self.parts, self.parts.spec),))
-    outputs = property(lambda self: (self.out,))
-    nanoseconds = property(lambda self: self.parts.nbytes * NS_PER_BYTE)
-    cut = None
-
-
-@dataclass(eq=False)
-class Region:
-    """Nodes that run together: over shards of an axis, or (``axis`` 0) one after the other."""
-
-    axis: int
-    nodes: list[Node | Combine] = field(default_factory=list)
-    chunk: int = 0
-    bounds: np.ndarray = field(default_factory=lambda: np.array([0, 0]))
-    is_single: bool = False  # no shard has more than one chunk
-    scratch: dict[Buffer, int] = field(default_factory=dict)  # where local values start
-    workspace: dict[Node, list[int]] = field(default_factory=dict)
-    pieces: dict[Buffer, int] = field(default_factory=dict)  # one chunk's partial results
-    scratch_bytes: int = 0
-
-    @property
-    def shards(self) -> int:
-        """Into how many pieces the axis is cut."""
-        return len(self.bounds) - 1
 
 
 @dataclass(eq=False)
@@ -260,67 +141,6 @@ class _Builder:
             wanted = op.workspace(call)
             node.workspace = tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in wanted)
         self.nodes.append(node)
-
-
-def cut_of(node: Node, axis: int, is_piece: Callable[[Buffer], bool]) -> Cut | None:
-    """Return how a node falls into pieces along an axis of so many units, if it does.
-
-    Inputs that exist only in pieces (``is_piece``) must be read in pieces.
-    """
-    if node.is_assigning and any(output.spec.size == 0 for output in node.outputs):
-        return None
-    for split in node.op.split(node.call) if node.op.split else ():
-        if split.size == 0 or split.size % axis:
-            continue
-        fits = all(
-            isinstance(rows, str) or (rows > 0 and shape and shape[0] == rows * split.size)
-            for rows, shape in zip(split.outputs, node.views.outputs, strict=True)
-        )
-        for ref, rows, shape in zip(node.inputs, split.inputs, node.views.inputs, strict=True):
-            if rows:
-                fits &= bool(shape) and shape[0] == rows * split.size
-                fits &= ref.spec.size == ref.buffer.spec.size or not is_piece(ref.buffer)
-            else:
-                fits &= not is_piece(ref.buffer)
-        if fits and affine_scalars(node, split, split.size // axis, axis) is not None:
-            return Cut(split.inputs, split.outputs, split, split.size // axis)
-    return None
-
-
-def affine_scalars(node: Node, split: Split, per: int, axis: int) -> list | None:
-    """Return a shard's kernel parameters as constants or as (a, b, c): a + b first + c count.
-
-    ``first`` and ``count`` are in units of the axis. None: a parameter depends on the shard in
-    another way.
-    """
-    whole = node.views.scalars
-    if split.scalars is None:
-        return [*whole]
-
-    def at(first: int, count: int) -> tuple:
-        return tuple(split.scalars(whole, first * per, (first + count) * per))
-
-    if axis == 1:
-        return [*at(0, 1)]
-    origin, later, longer = at(0, 1), at(1, 1), at(0, 2)
-    found = []
-    for k, value in enumerate(origin):
-        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-            b, c = int(later[k]) - int(value), int(longer[k]) - int(value)
-            found.append((int(value) - c, b, c) if b or c else value)
-        else:
-            found.append(value)
-    for first, count in ((0, axis), (axis // 2, 1), (axis // 3, axis // 3), (axis - 1, 1)):
-        for value, form in zip(at(first, count) if count else (), found, strict=count > 0):
-            if isinstance(form, tuple) and not isinstance(value, tuple):
-                form = form[0] + form[1] * first + form[2] * count
-            if not _same(value, form):
-                return None
-    return found
-
-
-def _same(value: Any, other: Any) -> bool:
-    return np.array_equal(np.asarray(value), np.asarray(other))
 
 
 # ------------------------------------------------------------------ placing
@@ -482,15 +302,6 @@ class _Shelf:
         self.taken = [stretch for stretch in self.taken if stretch[0] != start]
 
 
-def units_of(node: Node, k: int, is_input: bool) -> int:
-    """Return how many elements of an array a unit of the axis takes; 0 = it is read whole."""
-    rows = (node.cut.inputs if is_input else node.cut.outputs)[k]
-    shape = (node.views.inputs if is_input else node.views.outputs)[k]
-    if not rows or isinstance(rows, str):
-        return 0
-    return rows * node.cut.per * size_of(shape[1:])
-
-
 def _scratch(region: Region) -> int:
     """Lay out a region's local memory; return how many bytes it takes."""
     uses: dict[Buffer, int] = {}
@@ -518,17 +329,6 @@ def _scratch(region: Region) -> int:
             shelf.give_back(start)
     region.scratch_bytes = shelf.end
     return shelf.end
-
-
-def is_local(buffer: Buffer) -> bool:
-    """Return whether a value lives and dies in one region, piece by piece."""
-    return (
-        buffer.source == "value"
-        and not buffer.is_kept
-        and buffer.combine is None
-        and buffer.made_in is not None
-        and all(region is buffer.made_in for region in buffer.used_in)
-    )
 
 
 def _settle(region: Region, chunk: int | None, dynamic: bool) -> None:
@@ -607,7 +407,6 @@ def make_plan(
             regions.append(Region(axis, positions[at]))
         else:
             regions += _stage(positions[at])
-    nodes = [node for region in regions for node in region.nodes]
     result = map_leaves(
         trace.result,
         lambda operand: operand if isinstance(operand, Array) else builder.ref(operand),
@@ -627,6 +426,7 @@ def make_plan(
     checked = [node for node in builder.nodes if node.op.check is not None]
     for node in checked:
         keep(Ref(node.outputs[-1], node.outputs[-1].spec))
+    _fuse_all(regions)
     for region in regions:
         for node in region.nodes:
             for ref in node.inputs:
@@ -639,7 +439,7 @@ def make_plan(
     for region in regions:
         batched = region.axis == axis
         _settle(region, chunk if batched else None, dynamic and batched)
-    for node in nodes:
+    for node in [node for region in regions for node in region.nodes]:
         if isinstance(node, Combine):
             shards = node.parts.made_in.shards
             node.parts.spec = node.out.spec._replace(shape=(shards, *node.out.spec.shape))
@@ -658,6 +458,20 @@ def make_plan(
         unplanned,
         [buffer for buffer in kept if buffer.source == "value"],
     )
+
+
+def _fuse_all(regions: list[Region]) -> None:
+    """Fuse the elementwise nodes of each region."""
+    for region in regions:
+        elsewhere = {
+            ref.buffer
+            for other in regions
+            if other is not region
+            for node in other.nodes
+            for ref in node.inputs
+        }
+        kept = {output for node in region.nodes for output in node.outputs if output.is_kept}
+        fuse(region, elsewhere | kept)
 
 
 def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int, int]:
