@@ -296,6 +296,36 @@ def test_source_speaks_of_the_model():
     assert again.source == first
 
 
+def test_elementwise_chains_are_one_loop():
+    @ng.compile
+    def run(x, bias):
+        h = ng.tanh(x * 2.0 + bias)
+        return h * h, h
+
+    x, bias = (
+        ng.asarray(np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)),
+        ng.asarray([0.5] * 3),
+    )
+    squares, h = run(x, bias)
+    np.testing.assert_allclose(h.numpy(), np.tanh(x.numpy() * 2 + 0.5), rtol=1e-6)
+    np.testing.assert_allclose(squares.numpy(), h.numpy() ** 2, rtol=1e-6)
+    (line,) = run.report().lines
+    assert line.does == "fused_multiply_add_tanh_multiply"
+
+
+def test_report():
+    @ng.compile
+    def run(x, weight):
+        return ng.relu(x @ weight).sum()
+
+    run(ng.asarray(np.ones((8, 3), np.float32)), ng.asarray(np.ones((3, 2), np.float32)))
+    report = run.report()
+    assert [line.does for line in report.lines] == ["matmul, relu, sum", "combine"]
+    assert report.lines[0].flops == 2 * 8 * 3 * 2
+    assert "region_0" in str(report)
+    assert "GFLOP/s" in str(report)
+
+
 SECOND = """
 import numpy as np, numbagrad as ng
 x = ng.asarray(np.arange(12, dtype=np.float32).reshape(4, 3))

@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import sys
 import threading
+import time
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -23,6 +25,7 @@ from .linkage import link
 from .trace import Trace, map_leaves
 
 LINE = 64
+REMEMBERED = 100  # calls
 
 
 def load_module(text: str, name: str):
@@ -85,6 +88,8 @@ class Executable:
         copies = numba.config.NUMBA_NUM_THREADS
         most = max((region.scratch_bytes for region in plan.regions), default=0)
         self._scratch = _aligned(most * copies + LINE)
+        #: How long each region took in the last calls.
+        self.seconds = [deque(maxlen=REMEMBERED) for _ in plan.regions]
         self._runs = [
             self._runner(getattr(module, name), region)
             for name, region in zip(self.source.functions, plan.regions, strict=True)
@@ -179,8 +184,10 @@ class Executable:
             kept[buffer] = array = new()
             if buffer in self._slot_of:
                 memory[self._slot_of[buffer]] = _address(array)
-        for run in self._runs:
+        for run, seconds in zip(self._runs, self.seconds, strict=True):
+            started = time.perf_counter()
             run()
+            seconds.append(time.perf_counter() - started)
         return kept
 
     def _array(self, ref: Ref, args, kept) -> Array:

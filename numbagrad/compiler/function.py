@@ -19,6 +19,7 @@ from ..ops.convolution import get_winograd
 from .compiled import Executable
 from .emit_cpu import Source
 from .plan import batch_axis, make_plan
+from .report import StepReport, report
 from .simplify import simplify
 from .trace import Trace, trace
 
@@ -163,6 +164,10 @@ class CompiledFunction:
     def source(self) -> str:
         """The emitted source of the last call's variant."""
         return self._compiled().source.text
+
+    def report(self) -> StepReport:
+        """Return time, arithmetic and memory of each part, over the last calls; print it."""
+        return report(self._compiled())
 
     def _compiled(self) -> Executable:
         if self._last is None:

@@ -87,13 +87,17 @@ class Node:
         return self.op.name
 
     @property
+    def cost(self) -> tuple[float, float]:
+        """Floating-point operations, and bytes that it moves at least."""
+        if self.op.cost is not None:
+            return self.op.cost(self.call)
+        specs = (*self.call.inputs, *self.call.outputs)
+        return 0.0, sum(spec.size * spec.dtype.itemsize for spec in specs)
+
+    @property
     def nanoseconds(self) -> float:
         """About how long it takes on one core."""
-        if self.op.cost is not None:
-            flops, moved = self.op.cost(self.call)
-        else:
-            specs = (*self.call.inputs, *self.call.outputs)
-            flops, moved = 0, sum(spec.size * spec.dtype.itemsize for spec in specs)
+        flops, moved = self.cost
         return max(flops * NS_PER_FLOP, moved * NS_PER_BYTE)
 
 
