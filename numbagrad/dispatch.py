@@ -666,7 +666,7 @@ def _addresses(arrays: list[np.ndarray]) -> list[int]:
 
 
 def _sum_partials(parts: np.ndarray, count: int, size: int, out: np.ndarray) -> None:
-    devices.backend("cpu").kernels.sum_forward(parts, count, size, out)
+    devices.backend("cpu").kernels.sum_forward(parts, count, size, parts.dtype.type(1), out)
 
 
 @njit(parallel=True)

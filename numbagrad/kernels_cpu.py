@@ -318,6 +318,18 @@ def sigmoid_forward(x, out):
 
 
 @njit
+def tanh_backward(x, grad_out, out):
+    """out[i] = grad_out[i] (1 - x[i]^2), where x is what tanh gave."""
+    _map_alike(vector.tanh_backward, x, grad_out, out)
+
+
+@njit
+def sigmoid_backward(x, grad_out, out):
+    """out[i] = grad_out[i] x[i] (1 - x[i]), where x is what the sigmoid gave."""
+    _map_alike(vector.sigmoid_backward, x, grad_out, out)
+
+
+@njit
 def relu_forward(x, out):
     """out[i] = max(x[i], 0)."""
     _map1(vector.relu, x, out)
@@ -325,7 +337,7 @@ def relu_forward(x, out):
 
 @njit
 def relu_backward(x, grad_out, out):
-    """out[i] = grad_out[i] if x[i] > 0 else 0."""
+    """out[i] = grad_out[i] if x[i] > 0 else 0; x may be what relu gave, too."""
     _map_alike(vector.relu_backward, x, grad_out, out)
 
 
@@ -347,6 +359,12 @@ def gelu_forward(x, out):
     _map1(vector.gelu, x, out)
 
 
+@njit
+def gelu_backward(x, grad_out, out):
+    """out[i] = grad_out[i] (Phi(x[i]) + x[i] phi(x[i])), phi the normal density."""
+    _map_alike(vector.gelu_backward, x, grad_out, out)
+
+
 # ================================================================= reduction
 #
 # Every reduction sees x as (outer, reduce, inner): the reduced axes lie together in the middle.
@@ -357,15 +375,32 @@ SHORT = 16  # vectors that are added up in one chain
 
 
 @njit
-def sum_forward(x, reduce, inner, out):
-    """out[o, i] = sum_r x[o, r, i]."""
+def sum_forward(x, reduce, inner, scale, out):
+    """out[o, i] = scale sum_r x[o, r, i]."""
     for o in range(out.size // max(inner, 1)):
         if inner > 1:
-            _sum_rows(x, o * reduce * inner, reduce, inner, out, o * inner)
+            _sum_rows(x, o * reduce * inner, reduce, inner, scale, out, o * inner)
         elif reduce <= SHORT * simd.lanes(x):
-            out[o] = _sum_short(x, o * reduce, reduce)
+            out[o] = scale * _sum_short(x, o * reduce, reduce)
         else:
-            out[o] = _sum_contiguous(x, o * reduce, reduce)
+            out[o] = scale * _sum_contiguous(x, o * reduce, reduce)
+
+
+@njit
+def sum_backward(grad_out, reduce, inner, scale, out):
+    """out[o, r, i] = scale grad_out[o, i]."""
+    step = simd.lanes(out)
+    for o in range(out.size // max(reduce * inner, 1)):
+        start = o * reduce * inner
+        if inner == 1:
+            value = simd.splat(grad_out[o] * scale, out)
+            for r in range(0, reduce, step):
+                simd.store(out, start + r, value, reduce - r)
+        else:
+            for at in range(start, start + reduce * inner, inner):
+                for i in range(0, inner, step):
+                    value = simd.load(grad_out, o * inner + i, inner - i) * scale
+                    simd.store(out, at + i, value, inner - i)
 
 
 @njit
@@ -417,20 +452,43 @@ def _sum_contiguous(x, start, count):
 
 
 @njit
-def _sum_rows(x, start, count, inner, out, at):
-    """out[at + i] = sum_{r < count} x[start + r inner + i], for i < inner.
+def _column_sums(x, start, count, pitch):
+    """Return sum_{r < count} x[start + r pitch + i] for the four vectors of i from 0 on.
+
+    Rows are read as they lie, and the four chains do not wait for each other.
+    """
+    a = b = c = d = simd.splat(0, x)
+    for i in range(start, start + count * pitch, pitch):
+        e, f, g, h = _load4(x, i)
+        a, b, c, d = a + e, b + f, c + g, d + h
+    return a, b, c, d
+
+
+@njit
+def _sum_rows(x, start, count, inner, scale, out, at):
+    """out[at + i] = scale sum_{r < count} x[start + r inner + i], for i < inner.
 
     One block of rows after another, so that it stays in cache while strips of it are added up.
     """
+    step, whole = simd.lanes(x), _whole(inner, x)
     zero = simd.splat(0, x)
     for block in range(0, max(count, 1), BLOCK):
-        rows = min(BLOCK, count - block)
-        for i in range(0, inner, simd.lanes(x)):
+        rows, first = min(BLOCK, count - block), start + block * inner
+        for i in range(0, whole, 4 * step):
+            a, b, c, d = _column_sums(x, first + i, rows, inner)
+            if block > 0:
+                e, f, g, h = _load4(out, at + i)
+                a, b, c, d = a + e, b + f, c + g, d + h
+            _store4(out, at + i, a, b, c, d, step)
+        for i in range(whole, inner, step):
             n = inner - i
-            total = _chains(_element, start + block * inner + i, inner, rows, zero, n, x)
+            total = _chains(_element, first + i, inner, rows, zero, n, x)
             if block > 0:
                 total = total + simd.load(out, at + i, n)
             simd.store(out, at + i, total, n)
+    if scale != 1:
+        for i in range(0, inner, step):
+            simd.store(out, at + i, simd.load(out, at + i, inner - i) * scale, inner - i)
 
 
 @njit
