@@ -1550,6 +1550,44 @@ def log_softmax_forward(x, reduce, inner, out, stream):
     _launch_flat(_log_softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out)
 
 
+@cuda.jit
+def _softmax_backward(y, grad_y, reduce, inner, out):
+    """out[o, r, i] = y[o, r, i] (grad_y[o, r, i] - sum_s grad_y[o, s, i] y[o, s, i])."""
+    j = cuda.grid(1)
+    if j * reduce < out.size:
+        start = j // inner * reduce * inner + j % inner
+        total = y.dtype.type(0)
+        for at in range(start, start + reduce * inner, inner):
+            total += grad_y[at] * y[at]
+        for at in range(start, start + reduce * inner, inner):
+            out[at] = y[at] * (grad_y[at] - total)
+
+
+def softmax_backward(y, grad_y, reduce, inner, out, stream):
+    """Start a thread per (o, i)."""
+    args = y, grad_y, reduce, inner, out
+    _launch_flat(_softmax_backward, out.size // max(reduce, 1), stream, *args)
+
+
+@cuda.jit
+def _log_softmax_backward(y, grad_y, reduce, inner, out):
+    """out[o, r, i] = grad_y[o, r, i] - exp(y[o, r, i]) sum_s grad_y[o, s, i]."""
+    j = cuda.grid(1)
+    if j * reduce < out.size:
+        start = j // inner * reduce * inner + j % inner
+        total = y.dtype.type(0)
+        for at in range(start, start + reduce * inner, inner):
+            total += grad_y[at]
+        for at in range(start, start + reduce * inner, inner):
+            out[at] = grad_y[at] - exp(y[at]) * total
+
+
+def log_softmax_backward(y, grad_y, reduce, inner, out, stream):
+    """Start a thread per (o, i)."""
+    args = y, grad_y, reduce, inner, out
+    _launch_flat(_log_softmax_backward, out.size // max(reduce, 1), stream, *args)
+
+
 # ==================================================================== losses
 
 
