@@ -2024,47 +2024,51 @@ def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
 # the seed, with a counter, the number of the draw and of a block in it, into four random 32-bit
 # words. So element i of a draw is a function of (seed, call, i) alone, whoever computes it: a
 # block gives elements 4 block to 4 block + 3, or in float64, from two words each, two elements.
-# `first` is the number of out's first element. Words are held in uint64, where they can't wrap.
-# Blocks are drawn one by one, at a tenth of memory speed or less: ten rounds of two multiplications
-# to 64 bits each, for which `simd` has no vectors.
+# `first` is the number of out's first element, a multiple of 4. A vector holds one word of several
+# blocks, in 64 bits a lane, where a product of two words has room.
 
-PHILOX_0, PHILOX_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # multipliers
-WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)  # steps of the key
-WORD, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+PHILOX_0, PHILOX_1 = 0xD2511F53, 0xCD9E8D57  # multipliers
+WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85  # steps of the key
+WORD = 0xFFFFFFFF
 WORDS = 4  # in a block
 
 
 @njit
 def _philox(seed, call, block):
-    """Return block number `block` of draw number `call`: four random 32-bit words."""
-    c0, c1, c2, c3 = block & WORD, block >> HALF, call & WORD, call >> HALF
-    k0, k1 = seed & WORD, seed >> HALF
+    """Return blocks number `block`, a vector, of draw number `call`: four random words of each."""
+    c0, c1 = block & WORD, (block >> 32) & WORD
+    c2, c3 = simd.words(call & WORD, 0), simd.words((call >> 32) & WORD, 0)
+    k0, k1 = seed & WORD, (seed >> 32) & WORD
     for _ in range(10):
         p, q = c0 * PHILOX_0, c2 * PHILOX_1
-        c0, c1, c2, c3 = (q >> HALF) ^ c1 ^ k0, q & WORD, (p >> HALF) ^ c3 ^ k1, p & WORD
+        c0, c1 = ((q >> 32) & WORD) ^ c1 ^ k0, q & WORD
+        c2, c3 = ((p >> 32) & WORD) ^ c3 ^ k1, p & WORD
         k0, k1 = (k0 + WEYL_0) & WORD, (k1 + WEYL_1) & WORD
     return c0, c1, c2, c3
 
 
 @njit
-def _uniform(words, k, out):
-    """Return number k of a block, in [0, 1): as many random bits as a number of out's dtype has."""
-    if out.itemsize == 4:
-        return out.dtype.type(np.int64(words[k]) >> 8) * out.dtype.type(2.0**-24)
-    bits = np.int64(words[2 * k]) << 21 | np.int64(words[2 * k + 1]) >> 11
-    return out.dtype.type(bits) * out.dtype.type(2.0**-53)
+def _pairs(seed, call, block):
+    """Return the words from number 4 block on, two in a lane, as two vectors."""
+    c0, c1, c2, c3 = _philox(seed[0], call[0], simd.words(block, 1))
+    c0, c2 = c0 | (c1 << 32), c2 | (c3 << 32)
+    return simd.zip_low(c0, c2), simd.zip_high(c0, c2)
 
 
 @njit
 def random_uniform(seed, call, first, out):
     """out[i] = u[first + i], uniform in [0, 1)."""
-    each = 4 * WORDS // out.itemsize
-    for block in range(first // each, (first + out.size + each - 1) // each):
-        words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
-        for k in range(each):
-            i = block * each + k - first
-            if 0 <= i < out.size:
-                out[i] = _uniform(words, k, out)
+    for i in range(0, out.size, 2 * simd.lanes(out)):
+        a, b = _pairs(seed, call, (first + i) * out.itemsize // (4 * WORDS))
+        _store2(out, i, out.size - i, simd.fraction(a, out), simd.fraction(b, out))
+
+
+@njit
+def _normal_pair(u, v, out):
+    """Return r cos(2 pi v) and r sin(2 pi v), with r = sqrt(-2 ln(1 - u))."""
+    one, two, tau = out.dtype.type(1), out.dtype.type(2), out.dtype.type(2 * np.pi)
+    radius, angle = np.sqrt(-two * np.log(one - u)), tau * v
+    return radius * np.cos(angle), radius * np.sin(angle)
 
 
 @njit
@@ -2073,33 +2077,35 @@ def random_normal(seed, call, first, out):
 
     u, v = u[2j], u[2j + 1] are uniform; elements are counted from `first` (Box and Muller, 1958).
     """
-    each = 4 * WORDS // out.itemsize
-    one, two, tau = out.dtype.type(1), out.dtype.type(2), out.dtype.type(2 * np.pi)
-    for block in range(first // each, (first + out.size + each - 1) // each):
-        words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
-        for k in range(0, each, 2):
-            radius = np.sqrt(-two * np.log(one - _uniform(words, k, out)))
-            angle = tau * _uniform(words, k + 1, out)
-            i = block * each + k - first
-            if 0 <= i < out.size:
-                out[i] = radius * np.cos(angle)
-            if 0 <= i + 1 < out.size:
-                out[i + 1] = radius * np.sin(angle)
+    random_uniform(seed, call, first, out)
+    for i in range(0, out.size - 1, 2):
+        out[i], out[i + 1] = _normal_pair(out[i], out[i + 1], out)
+    if out.size % 2 == 1:  # one whose pair ends outside
+        last = out.size - 1
+        block = np.empty(WORDS, out.dtype)
+        random_uniform(seed, call, first + last - last % WORDS, block)
+        out[last], _ = _normal_pair(block[last % WORDS], block[last % WORDS + 1], out)
 
 
 @njit
 def dropout_forward(x, seed, call, threshold, scale, first, out, mask):
     """mask[i] = w[first + i] >= threshold;  out[i] = x[i] scale if mask[i] else 0.
 
-    w are random 32-bit words, the same ones for float32 and float64.
+    w are random 32-bit words, the same ones for float32 and float64. They are compared as signed
+    integers, with the upper bit turned.
     """
-    for block in range(first // WORDS, (first + out.size + WORDS - 1) // WORDS):
-        words = _philox(np.uint64(seed[0]), np.uint64(call[0]), np.uint64(block))
-        for k in range(WORDS):
-            i = block * WORDS + k - first
-            if 0 <= i < out.size:
-                mask[i] = np.int64(words[k]) >= threshold
-                out[i] = x[i] * scale if mask[i] else x.dtype.type(0)
+    chunk = simd.lanes(x) * x.itemsize // 2  # words that `_pairs` gives
+    limit = threshold - 2**31
+    for i in range(0, out.size, chunk):
+        a, b = _pairs(seed, call, (first + i) // WORDS)
+        a, b = (simd.halves(a) ^ -(2**31)) >= limit, (simd.halves(b) ^ -(2**31)) >= limit
+        simd.store(mask, i, a, out.size - i)
+        simd.store(mask, i + chunk // 2, b, out.size - i - chunk // 2)
+        for j in range(i, min(i + chunk, out.size), simd.lanes(x)):
+            n = out.size - j
+            kept = simd.load_mask(mask, j, n, x)
+            value = simd.where(kept, simd.load(x, j, n) * scale, simd.splat(0, x))
+            simd.store(out, j, value, n)
 
 
 # =================================================================== softmax
