@@ -385,8 +385,7 @@ def gelu_backward(x, grad_out, out):
 # Every reduction sees x as (outer, reduce, inner): the reduced axes lie together in the middle.
 # Sums run in blocks: a long chain of float32 additions would lose small addends.
 
-BLOCK = 256
-SHORT = 16  # vectors that are added up in one chain
+BLOCK = 256  # rows, or vectors
 
 
 @njit
@@ -395,8 +394,6 @@ def sum_forward(x, reduce, inner, scale, out):
     for o in range(out.size // max(inner, 1)):
         if inner > 1:
             _sum_rows(x, o * reduce * inner, reduce, inner, scale, out, o * inner)
-        elif reduce <= SHORT * simd.lanes(x):
-            out[o] = scale * _sum_short(x, o * reduce, reduce)
         else:
             out[o] = scale * _sum_contiguous(x, o * reduce, reduce)
 
@@ -419,64 +416,19 @@ def sum_backward(grad_out, reduce, inner, scale, out):
 
 
 @njit
-def _element(i, n, x):
-    """Return the vector at i."""
-    return simd.load(x, i, n)
-
-
-@njit
-def _chains(f, start, stride, count, zero, *parameters):
-    """sum_{r < count} f(start + r stride, *parameters).
-
-    An addition waits for the one before it; of four chains, each has time for that.
-    """
-    a = b = c = d = zero
-    whole = count - count % 4
-    for r in range(0, whole, 4):
-        i = start + r * stride
-        a = a + f(i, *parameters)
-        b = b + f(i + stride, *parameters)
-        c = c + f(i + 2 * stride, *parameters)
-        d = d + f(i + 3 * stride, *parameters)
-    for r in range(whole, count):
-        a = a + f(start + r * stride, *parameters)
-    return (a + b) + (c + d)
-
-
-@njit
-def _sum_short(x, start, count):
-    """Return the sum of x[start], ..., x[start + count - 1], a few vectors."""
-    total = simd.splat(0, x)
-    for r in range(0, count, simd.lanes(x)):
-        total = total + simd.load(x, start + r, count - r)
-    return simd.reduce_sum(total)
-
-
-@njit
 def _sum_contiguous(x, start, count):
     """Return the sum of x[start], ..., x[start + count - 1]."""
-    step = simd.lanes(x)
+    step, whole = simd.lanes(x), _whole(count, x)
     total = zero = simd.splat(0, x)
-    for block in range(0, count, BLOCK * step):
-        vectors = min(BLOCK, (count - block) // step)
-        total = total + _chains(_element, start + block, step, vectors, zero, step, x)
-    tail = count % step
-    if tail > 0:
-        total = total + simd.load(x, start + count - tail, tail)
+    for block in range(0, whole, BLOCK * step):
+        acc = zero
+        for r in range(block, min(block + BLOCK * step, whole), 4 * step):
+            a, b, c, d = _load4(x, start + r)
+            acc = acc + ((a + b) + (c + d))
+        total = total + acc
+    for r in range(whole, count, step):
+        total = total + simd.load(x, start + r, count - r)
     return simd.reduce_sum(total)
-
-
-@njit
-def _column_sums(x, start, count, pitch):
-    """Return sum_{r < count} x[start + r pitch + i] for the four vectors of i from 0 on.
-
-    Rows are read as they lie, and the four chains do not wait for each other.
-    """
-    a = b = c = d = simd.splat(0, x)
-    for i in range(start, start + count * pitch, pitch):
-        e, f, g, h = _load4(x, i)
-        a, b, c, d = a + e, b + f, c + g, d + h
-    return a, b, c, d
 
 
 @njit
@@ -488,16 +440,20 @@ def _sum_rows(x, start, count, inner, scale, out, at):
     step, whole = simd.lanes(x), _whole(inner, x)
     zero = simd.splat(0, x)
     for block in range(0, max(count, 1), BLOCK):
-        rows, first = min(BLOCK, count - block), start + block * inner
+        first, stop = start + block * inner, start + min(block + BLOCK, count) * inner
         for i in range(0, whole, 4 * step):
-            a, b, c, d = _column_sums(x, first + i, rows, inner)
+            a = b = c = d = zero
+            for r in range(first + i, stop, inner):
+                e, f, g, h = _load4(x, r)
+                a, b, c, d = a + e, b + f, c + g, d + h
             if block > 0:
                 e, f, g, h = _load4(out, at + i)
                 a, b, c, d = a + e, b + f, c + g, d + h
             _store4(out, at + i, a, b, c, d, step)
         for i in range(whole, inner, step):
-            n = inner - i
-            total = _chains(_element, first + i, inner, rows, zero, n, x)
+            n, total = inner - i, zero
+            for r in range(first + i, stop, inner):
+                total = total + simd.load(x, r, n)
             if block > 0:
                 total = total + simd.load(out, at + i, n)
             simd.store(out, at + i, total, n)
@@ -2320,13 +2276,6 @@ def softmax_cross_entropy_backward(grad_out, logits, labels, probs, out):
 
 
 @njit
-def _deviation(i, n, x, center):
-    """Return (x[i] - center)^2 for the vector at i."""
-    away = simd.load(x, i, n) - center
-    return away * away
-
-
-@njit
 def batch_norm_moments(x, block, mean, square):
     """mean[b, c] = mean of x[r, c] over block b of rows;  square[b, c] = sum (x - mean)^2.
 
@@ -2336,13 +2285,20 @@ def batch_norm_moments(x, block, mean, square):
     rows, channels = x.shape
     zero = simd.splat(0, x)
     for b in range(mean.shape[0]):
-        count = min(block, rows - b * block)
-        for c in range(0, channels, simd.lanes(x)):
-            n, at = channels - c, b * block * channels + c
-            center = _chains(_element, at, channels, count, zero, n, x) / count
-            simd.store(mean, b * channels + c, center, n)
-            total = _chains(_deviation, at, channels, count, zero, n, x, center)
-            simd.store(square, b * channels + c, total, n)
+        first, count = b * block * channels, min(block, rows - b * block)
+        for c in range(0, channels, 2 * simd.lanes(x)):
+            n, start, stop = channels - c, first + c, first + count * channels
+            m0 = m1 = s0 = s1 = zero
+            for at in range(start, stop, channels):
+                x0, x1 = _load2(x, at, n)
+                m0, m1 = m0 + x0, m1 + x1
+            m0, m1 = m0 / count, m1 / count
+            for at in range(start, stop, channels):
+                x0, x1 = _load2(x, at, n)
+                x0, x1 = x0 - m0, x1 - m1
+                s0, s1 = simd.fma(x0, x0, s0), simd.fma(x1, x1, s1)
+            _store2(mean, b * channels + c, n, m0, m1)
+            _store2(square, b * channels + c, n, s0, s1)
 
 
 @njit
