@@ -905,7 +905,7 @@ def take_backward(grad_out, indices, rows, inner, first, count, out):
                 at, source = (o * count + row) * inner, (o * indices.size + n) * inner
                 for i in range(0, inner, simd.lanes(out)):
                     total = simd.load(out, at + i, inner - i)
-                    total += simd.load(grad_out, source + i, inner - i)
+                    total = total + simd.load(grad_out, source + i, inner - i)
                     simd.store(out, at + i, total, inner - i)
 
 
@@ -1853,7 +1853,7 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
                             wins = _greater(value, best)
                             best = simd.where(wins, value, best)
                             place = simd.where(wins, here, place)
-                            here += 1
+                            here = here + 1
                     simd.store(out, to + c, best, count)
                     simd.store(index, to + c, place, count)
 
@@ -1896,9 +1896,9 @@ def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
                         for s in range(left, right):
                             share = simd.where(place == here, grad, zero)
                             if not alone:
-                                share += simd.load(grad_x, to + s * channels, count)
+                                share = share + simd.load(grad_x, to + s * channels, count)
                             simd.store(grad_x, to + s * channels, share, count)
-                            here += 1
+                            here = here + 1
 
 
 @njit
@@ -1936,7 +1936,7 @@ def avg_pool2d_forward(x, kernel_size, stride, padding, out):
                     for r in range(top, bottom):
                         at = ((n * height + h + r) * width + w) * channels + c
                         for s in range(left, right):
-                            acc += simd.load(x, at + s * channels, count)
+                            acc = acc + simd.load(x, at + s * channels, count)
                     mean = acc / (kernel_size[0] * kernel_size[1])
                     simd.store(out, to + c, mean, count)
 
@@ -2459,6 +2459,6 @@ def embedding_backward(grad_out, indices, first, grad_weight, start, order):
             for block in range(begin, end, BLOCK):
                 acc = simd.splat(grad_out.dtype.type(0), grad_out)
                 for p in range(block, min(block + BLOCK, end)):
-                    acc += simd.load(grad_out, order[p] * features + f, left)
-                total += acc
+                    acc = acc + simd.load(grad_out, order[p] * features + f, left)
+                total = total + acc
             simd.store(grad_weight, w * features + f, total, left)
