@@ -1814,9 +1814,9 @@ def winograd_backward_weight(
 # notes where in its window it was found, r kernel_size[1] + s, as a number of x's own dtype: so
 # one vector compares values and another carries their places.
 #
-# Windows that tile the image run at half of memory speed or more from about 16 channels on. With 6,
-# a vector holds one pixel and ten idle lanes: the pixels, not the bytes, take the time, down to an
-# eighth of memory speed where windows overlap and are added up.
+# A strip of channels slides over a row of windows: what belongs to the strip, its masks above all,
+# is made once. It is two vectors wide, since most processors fetch lines of memory in pairs. With 6
+# channels most of its lanes are idle: then the pixels, not the bytes, take the time.
 
 
 @njit
@@ -1836,26 +1836,27 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
         for i in range(rows):
             h = i * stride[0] - padding[0]
             top, bottom = _inside(h, kernel_size[0], height)
-            for j in range(columns):
-                w = j * stride[1] - padding[1]
-                left, right = _inside(w, kernel_size[1], width)
-                to = ((n * rows + i) * columns + j) * channels
-                for c in range(0, channels, simd.lanes(x)):
-                    count = channels - c
+            for c in range(0, channels, 2 * simd.lanes(x)):
+                count = channels - c
+                for j in range(columns):
+                    w = j * stride[1] - padding[1]
+                    left, right = _inside(w, kernel_size[1], width)
                     at = ((n * height + h + top) * width + w + left) * channels + c
-                    best = simd.load(x, at, count)
-                    place = simd.splat(top * kernel_size[1] + left, x)
-                    for r in range(top, bottom):
-                        at = ((n * height + h + r) * width + w) * channels + c
-                        here = simd.splat(r * kernel_size[1] + left, x)
-                        for s in range(left, right):
-                            value = simd.load(x, at + s * channels, count)
-                            wins = _greater(value, best)
-                            best = simd.where(wins, value, best)
-                            place = simd.where(wins, here, place)
+                    b0, b1 = _load2(x, at, count)
+                    start = p0 = p1 = simd.splat(top * kernel_size[1] + left, x)
+                    for _ in range(top, bottom):
+                        here = start
+                        for pixel in range(at, at + (right - left) * channels, channels):
+                            v0, v1 = _load2(x, pixel, count)
+                            w0, w1 = _greater(v0, b0), _greater(v1, b1)
+                            b0, b1 = simd.where(w0, v0, b0), simd.where(w1, v1, b1)
+                            p0, p1 = simd.where(w0, here, p0), simd.where(w1, here, p1)
                             here = here + 1
-                    simd.store(out, to + c, best, count)
-                    simd.store(index, to + c, place, count)
+                        at += width * channels
+                        start = start + kernel_size[1]
+                    to = ((n * rows + i) * columns + j) * channels + c
+                    _store2(out, to, count, b0, b1)
+                    _store2(index, to, count, p0, p1)
 
 
 @njit
@@ -1882,23 +1883,27 @@ def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
         for i in range(rows):
             h = i * stride[0] - padding[0]
             top, bottom = _inside(h, kernel_size[0], height)
-            for j in range(columns):
-                w = j * stride[1] - padding[1]
-                left, right = _inside(w, kernel_size[1], width)
-                at = ((n * rows + i) * columns + j) * channels
-                for c in range(0, channels, simd.lanes(grad_x)):
-                    count = channels - c
-                    grad = simd.load(grad_out, at + c, count)
-                    place = simd.load(index, at + c, count)
-                    for r in range(top, bottom):
-                        to = ((n * height + h + r) * width + w) * channels + c
-                        here = simd.splat(r * kernel_size[1] + left, grad_x)
-                        for s in range(left, right):
-                            share = simd.where(place == here, grad, zero)
+            for c in range(0, channels, 2 * simd.lanes(grad_x)):
+                count = channels - c
+                for j in range(columns):
+                    w = j * stride[1] - padding[1]
+                    left, right = _inside(w, kernel_size[1], width)
+                    at = ((n * rows + i) * columns + j) * channels + c
+                    (g0, g1), (p0, p1) = _load2(grad_out, at, count), _load2(index, at, count)
+                    to = ((n * height + h + top) * width + w + left) * channels + c
+                    start = simd.splat(top * kernel_size[1] + left, grad_x)
+                    for _ in range(top, bottom):
+                        here = start
+                        for pixel in range(to, to + (right - left) * channels, channels):
+                            s0 = simd.where(p0 == here, g0, zero)
+                            s1 = simd.where(p1 == here, g1, zero)
                             if not alone:
-                                share = share + simd.load(grad_x, to + s * channels, count)
-                            simd.store(grad_x, to + s * channels, share, count)
+                                x0, x1 = _load2(grad_x, pixel, count)
+                                s0, s1 = s0 + x0, s1 + x1
+                            _store2(grad_x, pixel, count, s0, s1)
                             here = here + 1
+                        to += width * channels
+                        start = start + kernel_size[1]
 
 
 @njit
@@ -1922,23 +1927,26 @@ def avg_pool2d_forward(x, kernel_size, stride, padding, out):
     """
     _, height, width, channels = x.shape
     images, rows, columns, _ = out.shape
+    zero = simd.splat(0, x)
     for n in range(images):
         for i in range(rows):
             h = i * stride[0] - padding[0]
             top, bottom = _inside(h, kernel_size[0], height)
-            for j in range(columns):
-                w = j * stride[1] - padding[1]
-                left, right = _inside(w, kernel_size[1], width)
-                to = ((n * rows + i) * columns + j) * channels
-                for c in range(0, channels, simd.lanes(x)):
-                    count = channels - c
-                    acc = simd.splat(0, x)
-                    for r in range(top, bottom):
-                        at = ((n * height + h + r) * width + w) * channels + c
-                        for s in range(left, right):
-                            acc = acc + simd.load(x, at + s * channels, count)
-                    mean = acc / (kernel_size[0] * kernel_size[1])
-                    simd.store(out, to + c, mean, count)
+            for c in range(0, channels, 2 * simd.lanes(x)):
+                count = channels - c
+                for j in range(columns):
+                    w = j * stride[1] - padding[1]
+                    left, right = _inside(w, kernel_size[1], width)
+                    at = ((n * height + h + top) * width + w + left) * channels + c
+                    t0 = t1 = zero
+                    for _ in range(top, bottom):
+                        for pixel in range(at, at + (right - left) * channels, channels):
+                            v0, v1 = _load2(x, pixel, count)
+                            t0, t1 = t0 + v0, t1 + v1
+                        at += width * channels
+                    to = ((n * rows + i) * columns + j) * channels + c
+                    area = kernel_size[0] * kernel_size[1]
+                    _store2(out, to, count, t0 / area, t1 / area)
 
 
 @njit
@@ -1957,21 +1965,23 @@ def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
         for i in range(rows):
             h = i * stride[0] - padding[0]
             top, bottom = _inside(h, kernel_size[0], height)
-            for j in range(columns):
-                w = j * stride[1] - padding[1]
-                left, right = _inside(w, kernel_size[1], width)
-                at = ((n * rows + i) * columns + j) * channels
-                for c in range(0, channels, simd.lanes(grad_x)):
-                    count = channels - c
-                    share = simd.load(grad_out, at + c, count)
-                    share = share / (kernel_size[0] * kernel_size[1])
-                    for r in range(top, bottom):
-                        to = ((n * height + h + r) * width + w) * channels + c
-                        for s in range(left, right):
-                            total = share
+            for c in range(0, channels, 2 * simd.lanes(grad_x)):
+                count = channels - c
+                for j in range(columns):
+                    w = j * stride[1] - padding[1]
+                    left, right = _inside(w, kernel_size[1], width)
+                    area = kernel_size[0] * kernel_size[1]
+                    g0, g1 = _load2(grad_out, ((n * rows + i) * columns + j) * channels + c, count)
+                    g0, g1 = g0 / area, g1 / area
+                    to = ((n * height + h + top) * width + w + left) * channels + c
+                    for _ in range(top, bottom):
+                        for pixel in range(to, to + (right - left) * channels, channels):
+                            s0, s1 = g0, g1
                             if not alone:
-                                total = total + simd.load(grad_x, to + s * channels, count)
-                            simd.store(grad_x, to + s * channels, total, count)
+                                x0, x1 = _load2(grad_x, pixel, count)
+                                s0, s1 = s0 + x0, s1 + x1
+                            _store2(grad_x, pixel, count, s0, s1)
+                        to += width * channels
 
 
 # ============================================================ random numbers
