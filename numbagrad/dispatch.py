@@ -674,7 +674,7 @@ def _addresses(arrays: list[np.ndarray]) -> list[int]:
 
 
 def _sum_partials(parts: np.ndarray, count: int, size: int, out: np.ndarray) -> None:
-    devices.backend("cpu").kernels.sum_forward(parts, count, size, out)
+    devices.backend("cpu").kernels.sum_forward(parts, count, size, parts.dtype.type(1), out)
 
 
 def run_rows(entry: int, words: np.ndarray, status: np.ndarray) -> None:

@@ -166,12 +166,30 @@ def gelu(x):
 # ---------------------------------------------------------------- gradients
 
 
+def tanh_backward(out, grad_out):
+    """The slope of tanh by what it gave: 1 - tanh(x)^2."""
+    return grad_out * (const(out, 1) - out * out)
+
+
+def sigmoid_backward(out, grad_out):
+    """The slope of the sigmoid by what it gave."""
+    return grad_out * (out * (const(out, 1) - out))
+
+
 def relu_backward(x, grad_out):
+    """The slope of relu; x may be relu(x), too, which is positive where x is."""
     return where(x > const(x, 0), grad_out, const(x, 0))
 
 
 def leaky_relu_backward(x, grad_out, slope):
     return where(x > const(x, 0), grad_out, grad_out * slope)
+
+
+def gelu_backward(x, grad_out):
+    """The slope of gelu: Phi(x) + x phi(x), phi the normal density."""
+    phi = exp(x * x * const(x, -0.5)) * const(x, 1 / math.sqrt(2 * math.pi))
+    below = (erf(x * const(x, math.sqrt(0.5))) + const(x, 1)) * const(x, 0.5)
+    return grad_out * (below + x * phi)
 
 
 FORMULAS = tuple(value for value in globals().values() if isinstance(value, types.FunctionType))

@@ -489,6 +489,32 @@ def sigmoid_forward(x, out, stream):
 
 
 @cuda.jit
+def _tanh_backward(x, grad_out, out):
+    """out[i] = grad_out[i] (1 - x[i]^2), where x is what tanh gave."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.tanh_backward(x[i], grad_out[i])
+
+
+def tanh_backward(x, grad_out, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_tanh_backward, out.size, stream, x, grad_out, out)
+
+
+@cuda.jit
+def _sigmoid_backward(x, grad_out, out):
+    """out[i] = grad_out[i] x[i] (1 - x[i]), where x is what the sigmoid gave."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.sigmoid_backward(x[i], grad_out[i])
+
+
+def sigmoid_backward(x, grad_out, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_sigmoid_backward, out.size, stream, x, grad_out, out)
+
+
+@cuda.jit
 def _relu_forward(x, out):
     """out[i] = max(x[i], 0)."""
     i = cuda.grid(1)
@@ -503,7 +529,7 @@ def relu_forward(x, out, stream):
 
 @cuda.jit
 def _relu_backward(x, grad_out, out):
-    """out[i] = grad_out[i] if x[i] > 0 else 0."""
+    """out[i] = grad_out[i] if x[i] > 0 else 0; x may be what relu gave, too."""
     i = cuda.grid(1)
     if i < out.size:
         out[i] = scalar.relu_backward(x[i], grad_out[i])
@@ -553,6 +579,19 @@ def gelu_forward(x, out, stream):
     _launch_flat(_gelu_forward, out.size, stream, x, out)
 
 
+@cuda.jit
+def _gelu_backward(x, grad_out, out):
+    """out[i] = grad_out[i] (Phi(x[i]) + x[i] phi(x[i])), phi the normal density."""
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = scalar.gelu_backward(x[i], grad_out[i])
+
+
+def gelu_backward(x, grad_out, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_gelu_backward, out.size, stream, x, grad_out, out)
+
+
 # ================================================================= reduction
 #
 # Every reduction sees x as (outer, reduce, inner): the reduced axes lie together in the middle.
@@ -588,8 +627,8 @@ def _add_up(partial, total, width):
 
 
 @cuda.jit
-def _sum_forward(x, reduce, inner, width, out):
-    """out[o, i] = sum_r x[o, r, i].
+def _sum_forward(x, reduce, inner, scale, width, out):
+    """out[o, i] = scale sum_r x[o, r, i].
 
     A block owns `width` neighbouring outputs of one `o`: `width` threads side by side read
     neighbouring elements of a row, and the block's rows of threads share the additions.
@@ -608,15 +647,28 @@ def _sum_forward(x, reduce, inner, width, out):
             total += chain
     total = _add_up(partial, total, width)
     if thread < width and i < inner:
-        out[o * inner + i] = total
+        out[o * inner + i] = scale * total
 
 
-def sum_forward(x, reduce, inner, out, stream):
+def sum_forward(x, reduce, inner, scale, out, stream):
     """Start a block per `width` neighbouring outputs."""
     width = _width(inner)
     outer = out.size // max(inner, 1)
     grid = outer * -(-inner // width)
-    launch(_sum_forward, grid, BLOCK, stream, x, reduce, inner, width, out)
+    launch(_sum_forward, grid, BLOCK, stream, x, reduce, inner, scale, width, out)
+
+
+@cuda.jit
+def _sum_backward(grad_out, reduce, inner, scale, out):
+    """out[o, r, i] = scale grad_out[o, i]."""
+    j = cuda.grid(1)
+    if j < out.size:
+        out[j] = scale * grad_out[j // (reduce * inner) * inner + j % inner]
+
+
+def sum_backward(grad_out, reduce, inner, scale, out, stream):
+    """Start a thread per element."""
+    _launch_flat(_sum_backward, out.size, stream, grad_out, reduce, inner, scale, out)
 
 
 @cuda.jit
@@ -1496,6 +1548,44 @@ def _log_softmax_forward(x, reduce, inner, out):
 def log_softmax_forward(x, reduce, inner, out, stream):
     """Start a thread per (o, i)."""
     _launch_flat(_log_softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out)
+
+
+@cuda.jit
+def _softmax_backward(y, grad_y, reduce, inner, out):
+    """out[o, r, i] = y[o, r, i] (grad_y[o, r, i] - sum_s grad_y[o, s, i] y[o, s, i])."""
+    j = cuda.grid(1)
+    if j * reduce < out.size:
+        start = j // inner * reduce * inner + j % inner
+        total = y.dtype.type(0)
+        for at in range(start, start + reduce * inner, inner):
+            total += grad_y[at] * y[at]
+        for at in range(start, start + reduce * inner, inner):
+            out[at] = y[at] * (grad_y[at] - total)
+
+
+def softmax_backward(y, grad_y, reduce, inner, out, stream):
+    """Start a thread per (o, i)."""
+    args = y, grad_y, reduce, inner, out
+    _launch_flat(_softmax_backward, out.size // max(reduce, 1), stream, *args)
+
+
+@cuda.jit
+def _log_softmax_backward(y, grad_y, reduce, inner, out):
+    """out[o, r, i] = grad_y[o, r, i] - exp(y[o, r, i]) sum_s grad_y[o, s, i]."""
+    j = cuda.grid(1)
+    if j * reduce < out.size:
+        start = j // inner * reduce * inner + j % inner
+        total = y.dtype.type(0)
+        for at in range(start, start + reduce * inner, inner):
+            total += grad_y[at]
+        for at in range(start, start + reduce * inner, inner):
+            out[at] = grad_y[at] - exp(y[at]) * total
+
+
+def log_softmax_backward(y, grad_y, reduce, inner, out, stream):
+    """Start a thread per (o, i)."""
+    args = y, grad_y, reduce, inner, out
+    _launch_flat(_log_softmax_backward, out.size // max(reduce, 1), stream, *args)
 
 
 # ==================================================================== losses

@@ -236,8 +236,8 @@ def copysign(a, b):
 def bits(a):
     """Return the bits of each lane as a signed integer of the same width.
 
-    Integer vectors know ``+ - & | << >>`` (with numbers, or with each other), `where`, `to_float`
-    and the reductions: enough to take a float apart, to make one, and to count.
+    Integer vectors know ``+ - * & | ^ << >> >=`` (with numbers, or with each other), `where`,
+    `to_float` and the reductions: enough to take a float apart, to make one, and to count.
     """
     return a.view(f"i{a.itemsize}")
 
@@ -250,6 +250,43 @@ def from_bits(k):
 def to_float(k):
     """Return the integers of ``k`` as floats of the same width."""
     return k.astype(f"f{k.itemsize}")
+
+
+def words(first: int, step: int):
+    """Return ``first, first + step, ...`` as 64-bit integers, as many as a register holds."""
+    return np.int64(first) + np.int64(step) * np.arange(VECTOR_BYTES // 8)
+
+
+def zip_low(a, b):
+    """Return ``a[0], b[0], a[1], b[1], ...``, the first half of two integer vectors zipped."""
+    return np.stack((a, b), 1).reshape(-1)[: len(a)]
+
+
+def zip_high(a, b):
+    """Return the second half of two integer vectors zipped."""
+    return np.stack((a, b), 1).reshape(-1)[len(a) :]
+
+
+def halves(k):
+    """Return the halves of 64-bit integers, the low one first, as twice as many 32-bit ones."""
+    return k.view(np.int32)
+
+
+def fraction(k, x: np.ndarray):
+    """Return pairs of random words, 32 bits each in `words`, as numbers in [0, 1) of x's dtype.
+
+    Each has as many random bits as that has digits: float32 takes the upper 24 of a word, float64
+    all 32 of a pair's first word and the upper 21 of its second.
+    """
+    return (_fraction32 if x.itemsize == 4 else _fraction64)(k)
+
+
+def _fraction32(k):
+    return to_float((halves(k) >> 8) & 0xFFFFFF) * 2.0**-24
+
+
+def _fraction64(k):
+    return to_float(((k & 0xFFFFFFFF) << 21) | ((k >> 43) & 0x1FFFFF)) * 2.0**-53
 
 
 def exp(a):
@@ -617,7 +654,13 @@ def _(context, builder, sig, args):
     kind = sig.return_type
     if not isinstance(kind, Bits):
         return context.cast(builder, args[1], sig.args[1], kind)
-    first, step = (_splat_bits(context, builder, args[k], sig.args[k], kind) for k in (1, 2))
+    return _counted(context, builder, kind, args[1:], sig.args[1:])
+
+
+def _counted(context, builder, kind: Bits, args, sources) -> ir.Value:
+    """Return first, first + step, ... of ``args``, first and step."""
+    sides = zip(args, sources, strict=True)
+    first, step = (_splat_bits(context, builder, *side, kind) for side in sides)
     count = ir.Constant(first.type, list(range(kind.count)))
     return builder.add(first, builder.mul(step, count))
 
@@ -767,10 +810,78 @@ def _bits_operator(function: Callable, instruction: str) -> None:
 
 _bits_operator(operator.add, "add")
 _bits_operator(operator.sub, "sub")
+_bits_operator(operator.mul, "mul")
 _bits_operator(operator.and_, "and_")
 _bits_operator(operator.or_, "or_")
+_bits_operator(operator.xor, "xor")
 _bits_operator(operator.lshift, "shl")
 _bits_operator(operator.rshift, "ashr")
+
+
+@_typed(operator.ge)
+def _(a, b):
+    return Mask(a.count) if isinstance(a, Bits) and isinstance(b, types.Integer) else None
+
+
+@_coded(operator.ge, Bits, types.Integer)
+def _(context, builder, sig, args):
+    b = _splat_bits(context, builder, args[1], sig.args[1], sig.args[0])
+    return builder.icmp_signed(">=", args[0], b)
+
+
+# Words: 64-bit integers, zipped and halved, for random numbers.
+
+_WORDS = Bits(Vector(types.float64))
+
+
+@_typed(words)
+def _(first, step):
+    return _WORDS if all(isinstance(k, types.Integer) for k in (first, step)) else None
+
+
+@_coded(words)
+def _(context, builder, sig, args):
+    return _counted(context, builder, _WORDS, args, sig.args)
+
+
+def _zip(function: Callable, first_half: bool) -> None:
+    @_typed(function)
+    def _(a, b):
+        return a if isinstance(a, Bits) and a == b else None
+
+    @_coded(function)
+    def _(context, builder, sig, args):
+        count = sig.return_type.count
+        start = 0 if first_half else count // 2
+        pairs = [(lane, count + lane) for lane in range(start, start + count // 2)]
+        index = ir.Constant(ir.VectorType(_I32, count), [lane for pair in pairs for lane in pair])
+        return builder.shuffle_vector(*args, index)
+
+
+_zip(zip_low, first_half=True)
+_zip(zip_high, first_half=False)
+
+
+@_typed(halves)
+def _(k):
+    return Bits(Vector(types.float32)) if k == _WORDS else None
+
+
+@_coded(halves)
+def _(context, builder, sig, args):
+    return builder.bitcast(args[0], context.get_value_type(sig.return_type))
+
+
+@_typed(fraction)
+def _(k, x):
+    return Vector(x.dtype) if k == _WORDS and _is_array(x) else None
+
+
+@_coded(fraction)
+def _(context, builder, sig, args):
+    source = _fraction32 if sig.return_type.dtype.bitwidth == 32 else _fraction64
+    inner = signature(sig.return_type, sig.args[0])
+    return context.compile_internal(builder, source, inner, args[:1])
 
 
 # Functions of vectors that are one LLVM intrinsic; scalars go through the same one.

@@ -263,6 +263,45 @@ def test_integer_vectors(dtype):
         assert canaries_live(whole)
 
 
+# ------------------------------------------------------------------ random words
+
+
+@njit
+def arrange_words(first, step, zipped, halved, products, kept):
+    k = simd.words(first, step)
+    other = (k * 3) ^ 5
+    simd.store(zipped, 0, simd.zip_low(k, other))
+    simd.store(zipped, zipped.size // 2, simd.zip_high(k, other))
+    simd.store(halved, 0, simd.halves(k))
+    simd.store(products, 0, other)
+    simd.store(kept, 0, simd.halves(k) >= 2)
+
+
+def test_words():
+    count = simd.VECTOR_BYTES // 8
+    first, step = 2**33 + 1, 2**31 + 7
+    k = first + step * np.arange(count)
+    zipped, halved = np.empty(2 * count, np.int64), np.empty(2 * count, np.int64)
+    products, kept = np.empty(count, np.int64), np.empty(2 * count, np.bool_)
+    arrange_words(first, step, zipped, halved, products, kept)
+    np.testing.assert_array_equal(products, (k * 3) ^ 5)
+    np.testing.assert_array_equal(zipped, np.stack((k, (k * 3) ^ 5), 1).reshape(-1))
+    np.testing.assert_array_equal(halved, k.view(np.int32))
+    np.testing.assert_array_equal(kept, k.view(np.int32) >= 2)
+
+
+@njit
+def fill_with_fractions(x):
+    simd.store(x, 0, simd.fraction(simd.words(-1, 0), x))
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(np.float32, 24), (np.float64, 53)])
+def test_fractions_stay_below_one(dtype, digits):
+    x = np.empty(lanes(dtype), dtype)
+    fill_with_fractions(x)
+    np.testing.assert_array_equal(x, 1 - dtype(2.0**-digits))
+
+
 # -------------------------------------------------------------------- the tile
 
 

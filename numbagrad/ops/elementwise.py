@@ -623,44 +623,51 @@ _ABS = _unary(
 _EXP = _unary("exp", lambda grad_out, out: grad_out * out)
 _LOG = _unary("log", lambda grad_out, x: grad_out / x)
 _SQRT = _unary("sqrt", lambda grad_out, out: grad_out / (out * 2.0))
-_TANH = _unary("tanh", lambda grad_out, out: grad_out * (1.0 - out * out))
+_TANH = _unary("tanh", lambda grad_out, out: apply(_TANH_BACKWARD, out, grad_out))
 _ERF = _unary("erf", lambda grad_out, x: grad_out * (exp(-x * x) * (2.0 / np.pi**0.5)))
-_SIGMOID = _unary("sigmoid", lambda grad_out, out: grad_out * out * (1.0 - out))
-_RELU = _unary("relu", lambda grad_out, out: _relu_backward(out, grad_out))
+_SIGMOID = _unary("sigmoid", lambda grad_out, out: apply(_SIGMOID_BACKWARD, out, grad_out))
+_RELU = _unary("relu", lambda grad_out, out: apply(_RELU_BACKWARD, out, grad_out))
+_GELU = _unary("gelu", lambda grad_out, x: apply(_GELU_BACKWARD, x, grad_out))
 
 
-def _gelu_vjp(grad_out, x):
-    # d/dx x Phi(x) = Phi(x) + x phi(x)
-    phi = exp(x * x * -0.5) * (1.0 / (2.0 * np.pi) ** 0.5)
-    return grad_out * ((erf(x * 0.5**0.5) + 1.0) * 0.5 + x * phi)
-
-
-_GELU = _unary("gelu", _gelu_vjp)
+# Their gradients are ops of their own: one pass over memory instead of one for each term. An op
+# below is linear in `grad_y`, the gradient of y = f(x), so its gradient by that is itself. Its
+# other operand is x, or y where the slope is simpler by that.
 
 
 def _pair_infer(name):
-    def infer(x, grad_out, **params):
-        require_float(name, x, grad_out)
+    def infer(x, grad_y, **params):
+        require_float(name, x, grad_y)
         return x.shape, x.dtype
 
     return infer
 
 
-_RELU_BACKWARD = register(
-    Op(
-        "relu_backward",
-        _pair_infer("relu_backward"),
-        "relu_backward",
-        lambda grad_out, x: (None, _relu_backward(x, grad_out)),
-        arrange=flat,
-        split=split_flat,
-        cost=_cheap,
-    )
+def _backward(name: str, by_x: Any) -> Op:
+    """Register the gradient of a function of one x; ``by_x(grad_out, x, grad_y)`` is its own."""
+
+    def vjp(grad_out, x, grad_y, needs):
+        grad_x = by_x(grad_out, x, grad_y) if needs[0] else None
+        return grad_x, apply(op, x, grad_out) if needs[1] else None
+
+    op = Op(name, _pair_infer(name), name, vjp, arrange=flat, split=split_flat, cost=_cheap)
+    return register(op)
+
+
+def _gelu_curve(grad_out, x, grad_y):
+    # d/dx (Phi(x) + x phi(x)) = (2 - x^2) phi(x)
+    phi = exp(x * x * -0.5) * (1.0 / (2.0 * np.pi) ** 0.5)
+    return grad_out * grad_y * (2.0 - x * x) * phi
+
+
+_TANH_BACKWARD = _backward(
+    "tanh_backward", lambda grad_out, out, grad_y: grad_out * grad_y * out * -2.0
 )
-
-
-def _relu_backward(x: Array, grad_out: Array) -> Array:
-    return apply(_RELU_BACKWARD, x, grad_out)
+_SIGMOID_BACKWARD = _backward(
+    "sigmoid_backward", lambda grad_out, out, grad_y: grad_out * grad_y * (1.0 - out * 2.0)
+)
+_RELU_BACKWARD = _backward("relu_backward", lambda grad_out, x, grad_y: None)
+_GELU_BACKWARD = _backward("gelu_backward", _gelu_curve)
 
 
 def _slope(call: Call) -> Views:

@@ -25,12 +25,13 @@ def _extents(call: Call) -> tuple[int, int, int]:
 def _softmax_views(call: Call) -> Views:
     size = call.outputs[0].size
     _, reduce, inner = _extents(call)
-    return Views(((size,),), ((size,),), (reduce, inner))
+    return Views(((size,),) * len(call.inputs), ((size,),), (reduce, inner))
 
 
 def _softmax_split(call: Call) -> list[Split]:
     outer, reduce, inner = _extents(call)
-    return [Split(outer, (reduce * inner,), (reduce * inner,))]
+    rows = reduce * inner
+    return [Split(outer, (rows,) * len(call.inputs), (rows,))]
 
 
 def _softmax_cost(call: Call) -> tuple[float, float]:
@@ -38,7 +39,7 @@ def _softmax_cost(call: Call) -> tuple[float, float]:
     return 100.0 * out.size, 4.0 * out.size * out.dtype.itemsize
 
 
-def _softmax_op(name: str, vjp: Any) -> Op:
+def _softmax_op(name: str, backward: Op) -> Op:
     def infer(x, *, axis):
         require_float(name, x)
         return x.shape, x.dtype
@@ -48,7 +49,7 @@ def _softmax_op(name: str, vjp: Any) -> Op:
             name,
             infer,
             f"{name}_forward",
-            vjp,
+            lambda grad_out, out, axis: apply(backward, out, grad_out, axis=axis),
             arrange=_softmax_views,
             split=_softmax_split,
             cost=_softmax_cost,
@@ -56,16 +57,40 @@ def _softmax_op(name: str, vjp: Any) -> Op:
     )
 
 
-def _softmax_vjp(grad_out, out, axis):
-    return out * (grad_out - sum(grad_out * out, axis, keepdims=True))
+def _softmax_backward_op(name: str, vjp: Any) -> Op:
+    return register(
+        Op(
+            name,
+            lambda y, grad_y, *, axis: (y.shape, y.dtype),
+            name,
+            vjp,
+            arrange=_softmax_views,
+            split=_softmax_split,
+        )
+    )
 
 
-def _log_softmax_vjp(grad_out, out, axis):
-    return grad_out - exp(out) * sum(grad_out, axis, keepdims=True)
+# Of y = softmax(x), the gradient is y (grad_y - sum grad_y y): linear in grad_y, and symmetric.
 
 
-_SOFTMAX = _softmax_op("softmax", _softmax_vjp)
-_LOG_SOFTMAX = _softmax_op("log_softmax", _log_softmax_vjp)
+def _softmax_backward_vjp(grad_out, y, grad_y, axis, needs):
+    by_y = None
+    if needs[0]:
+        slope = grad_y - sum(grad_y * y, axis, keepdims=True)
+        by_y = grad_out * slope - grad_y * sum(grad_out * y, axis, keepdims=True)
+    return by_y, apply(_SOFTMAX_BACKWARD, y, grad_out, axis=axis) if needs[1] else None
+
+
+def _log_softmax_backward_vjp(grad_out, y, grad_y, axis, needs):
+    probs = exp(y)
+    by_y = -grad_out * probs * sum(grad_y, axis, keepdims=True) if needs[0] else None
+    return by_y, grad_out - sum(grad_out * probs, axis, keepdims=True) if needs[1] else None
+
+
+_SOFTMAX_BACKWARD = _softmax_backward_op("softmax_backward", _softmax_backward_vjp)
+_LOG_SOFTMAX_BACKWARD = _softmax_backward_op("log_softmax_backward", _log_softmax_backward_vjp)
+_SOFTMAX = _softmax_op("softmax", _SOFTMAX_BACKWARD)
+_LOG_SOFTMAX = _softmax_op("log_softmax", _LOG_SOFTMAX_BACKWARD)
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
@@ -195,7 +220,8 @@ def _backward_vjp(grad_out, grad_loss, logits, labels, probs, needs):
         # The slope is softmax(logits) less what the labels say. `probs` holds that softmax for
         # the kernel, but not how it came from the logits; so it is computed again.
         scale = reshape(grad_loss, (*labels.shape, 1))
-        by_logits = scale * _softmax_vjp(grad_out, softmax(logits), -1)
+        slope = apply(_SOFTMAX_BACKWARD, softmax(logits), grad_out, axis=logits.ndim - 1)
+        by_logits = scale * slope
     return by_loss, by_logits, None, None
 
 

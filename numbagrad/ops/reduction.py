@@ -7,7 +7,7 @@ import numpy as np
 from ..array import Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
-from .elementwise import astype, broadcast_to, require_arrays
+from .elementwise import astype, require_arrays
 from .shaping import Axis, normalise_axes, one_axis, permute_dims, reshape
 
 # An op reduces the run of axes `first` to `stop`; the functions below permute others into one.
@@ -37,33 +37,69 @@ def _split_outer(call: Call) -> Split:
     return Split(outer, (reduce * inner,), (inner,) * len(call.outputs))
 
 
-def _sum_split(call: Call) -> list[Split]:
-    outer, reduce, inner = _extents(call.inputs[0].shape, call.first, call.stop)
-    splits = [_split_outer(call)]
-    if outer == 1:  # then the reduced axis leads, and can be cut into partial sums
-        splits.append(
-            Split(reduce, (inner,), ("sum",), lambda scalars, lo, hi: (hi - lo, scalars[1]))
+# A sum and a mean are one kernel, which multiplies by a scale; so are their gradients, which give
+# every element the gradient of its sum. Each is the other's gradient.
+
+
+def _additive(name: str, is_mean: bool) -> tuple[Op, Op]:
+    """Register a sum or a mean and its gradient."""
+
+    def infer(x, *, first, stop, keepdims):
+        if x.dtype.kind not in "fiu":
+            raise DTypeError(f"{name}: dtype {x.dtype} makes no sense here; use x.astype('int64')")
+        return _reduced(x, first, stop, keepdims), x.dtype
+
+    def views(call):
+        shape = call.inputs[0].shape if "keepdims" in call.params else call.shape
+        _, reduce, inner = _extents(shape, call.first, call.stop)
+        scale = call.inputs[0].dtype.type(1 / reduce if is_mean else 1)
+        return Views(
+            tuple((spec.size,) for spec in call.inputs),
+            tuple((spec.size,) for spec in call.outputs),
+            (reduce, inner, scale),
         )
-    return splits
+
+    def shorter(scalars, lo, hi):
+        return hi - lo, *scalars[1:]
+
+    def split(call):
+        outer, reduce, inner = _extents(call.inputs[0].shape, call.first, call.stop)
+        splits = [_split_outer(call)]
+        if outer == 1:  # then the reduced axis leads, and can be cut into partial sums
+            splits.append(Split(reduce, (inner,), ("sum",), shorter))
+        return splits
+
+    def split_backward(call):
+        outer, reduce, inner = _extents(call.shape, call.first, call.stop)
+        splits = [Split(outer, (inner,), (reduce * inner,))]
+        if outer == 1:
+            splits.append(Split(reduce, (0,), (inner,), shorter))
+        return splits
+
+    def cost(call):  # reading alone is twice as fast as reading and writing
+        return 0, call.inputs[0].size * call.inputs[0].dtype.itemsize / 2
+
+    def vjp(grad_out, specs, first, stop):
+        return apply(backward, grad_out, shape=specs[0].shape, first=first, stop=stop)
+
+    def backward_vjp(grad_out, specs, first, stop):
+        keepdims = specs[0].ndim == grad_out.ndim
+        return apply(forward, grad_out, first=first, stop=stop, keepdims=keepdims)
+
+    forward = Op(name, infer, "sum_forward", vjp, arrange=views, split=split, cost=cost)
+    backward = Op(
+        f"{name}_backward",
+        lambda grad_out, *, shape, first, stop: (shape, grad_out.dtype),
+        "sum_backward",
+        backward_vjp,
+        arrange=views,
+        split=split_backward,
+    )
+    return register(forward), register(backward)
 
 
-def _sum_infer(x, *, first, stop, keepdims):
-    if x.dtype.kind not in "fiu":
-        raise DTypeError(f"sum: dtype {x.dtype} makes no sense here; use x.astype('int64')")
-    return _reduced(x, first, stop, keepdims), x.dtype
-
-
-def _keep(x: Array, shape: tuple[int, ...], first: int, stop: int) -> Array:
-    """Give a reduced array its reduced axes back, with extent 1."""
-    return reshape(x, shape[:first] + (1,) * (stop - first) + shape[stop:])
-
-
-def _sum_vjp(grad_out, specs, first, stop):
-    shape = specs[0].shape
-    return broadcast_to(_keep(grad_out, shape, first, stop), shape)
-
-
-_SUM = register(Op("sum", _sum_infer, "sum_forward", _sum_vjp, arrange=_views, split=_sum_split))
+_SUM, _ = _additive("sum", is_mean=False)
+_MEAN, _ = _additive("mean", is_mean=True)
 
 
 def _extremum_infer(name):
@@ -191,10 +227,11 @@ def mean(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
     require_arrays("mean", x=x)
     if x.dtype.kind != "f":
         x = astype(x, np.float32)
-    count = size_of(tuple(x.shape[one] for one in normalise_axes("mean", axis, x.ndim)))
-    if count == 0:
-        raise ShapeError(f"mean: no elements along axis {axis} of shape {x.shape}")
-    return sum(x, axis, keepdims=keepdims) * (1.0 / count)
+    if x.size == 0:
+        axes = normalise_axes("mean", axis, x.ndim)
+        if any(x.shape[one] == 0 for one in axes):
+            raise ShapeError(f"mean: no elements along axis {axis} of shape {x.shape}")
+    return _reduce(_MEAN, x, axis, keepdims)
 
 
 def max(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:

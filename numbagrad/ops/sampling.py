@@ -79,6 +79,8 @@ default_generator = Generator()
 
 # --------------------------------------------------------------------- draws
 
+WORDS = 4  # that Philox gives at a time; a shard begins with the first of them
+
 
 def _draw_infer(name):
     def infer(seed, call, *, shape, dtype):
@@ -96,7 +98,8 @@ def _draw_views(call: Call) -> Views:
 
 
 def _draw_split(call: Call) -> list[Split]:
-    return [Split(call.outputs[0].size, (0, 0), (1,), lambda scalars, lo, hi: (lo,))]
+    blocks = -(-call.outputs[0].size // WORDS)
+    return [Split(blocks, (0, 0), (WORDS,), lambda scalars, lo, hi: (lo * WORDS,))]
 
 
 def _draw_cost(call: Call) -> tuple[float, float]:
@@ -130,13 +133,15 @@ def _dropout_infer(x, seed, call, *, p):
 
 def _dropout_views(call: Call) -> Views:
     x = call.inputs[0]
-    scalars = round(call.p * 2**32), x.dtype.type(1 / (1 - call.p)), 0
+    threshold = min(round(call.p * 2**32), 2**32 - 1)
+    scalars = threshold, x.dtype.type(1 / (1 - call.p)), 0
     return Views(((x.size,), (1,), (1,)), ((x.size,), (x.size,)), scalars)
 
 
 def _dropout_split(call: Call) -> list[Split]:
-    size = call.inputs[0].size
-    return [Split(size, (1, 0, 0), (1, 1), lambda scalars, lo, hi: (*scalars[:-1], lo))]
+    blocks, rows = -(-call.inputs[0].size // WORDS), (WORDS, WORDS)
+    shard = lambda scalars, lo, hi: (*scalars[:-1], lo * WORDS)  # noqa: E731
+    return [Split(blocks, (WORDS, 0, 0), rows, shard)]
 
 
 def _dropout_vjp(grad_out, mask, p):

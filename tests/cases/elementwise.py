@@ -160,9 +160,15 @@ UNARY = [
     Case("exp, nothing", ng.exp, (normal(0, 3),), np.exp),
     Case("log", ng.log, (positive(17),), np.log, ops=("log",)),
     Case("sqrt", ng.sqrt, (positive(3, 5),), np.sqrt, ops=("sqrt",)),
-    Case("tanh", ng.tanh, (normal(3, 5),), np.tanh, ops=("tanh",)),
+    Case("tanh", ng.tanh, (normal(3, 5),), np.tanh, ops=("tanh", "tanh_backward")),
     Case("erf", ng.erf, (normal(3, 5),), formulas.error_function, ops=("erf",)),
-    Case("sigmoid", ng.sigmoid, (normal(3, 5),), formulas.sigmoid, ops=("sigmoid",)),
+    Case(
+        "sigmoid",
+        ng.sigmoid,
+        (normal(3, 5),),
+        formulas.sigmoid,
+        ops=("sigmoid", "sigmoid_backward"),
+    ),
     Case("relu", ng.relu, (normal(3, 5),), formulas.relu, ops=("relu", "relu_backward")),
     Case(
         "leaky_relu",
@@ -171,7 +177,7 @@ UNARY = [
         lambda x: formulas.leaky_relu(x, 0.1),
         ops=("leaky_relu", "leaky_relu_backward"),
     ),
-    Case("gelu", ng.gelu, (normal(3, 5),), formulas.gelu, ops=("gelu",)),
+    Case("gelu", ng.gelu, (normal(3, 5),), formulas.gelu, ops=("gelu", "gelu_backward")),
     *[
         Case(f"{name}, special values", getattr(ng, name), (SPECIAL,), function, grad=False)
         for name, function in [

@@ -27,14 +27,14 @@ def along(axis: int, shape: tuple[int, ...]) -> list[Case]:
             lambda x: ng.softmax(x, axis),
             (x,),
             lambda x: softmax(x, axis) if x.size else x,
-            ops=("softmax",),
+            ops=("softmax", "softmax_backward"),
         ),
         Case(
             f"log_softmax {shape} along {axis}",
             lambda x: ng.log_softmax(x, axis),
             (x,),
             lambda x: np.log(softmax(x, axis)) if x.size else x,
-            ops=("log_softmax",),
+            ops=("log_softmax", "log_softmax_backward"),
         ),
     ]
 
@@ -66,6 +66,7 @@ CASES = [
     *along(0, (4, 3)),
     *along(1, (2, 3, 5)),
     *along(-1, (2, 21)),
+    *along(-1, (2, 67)),
     *along(-1, (0, 3)),
     *along(1, (2, 0)),
     Case(

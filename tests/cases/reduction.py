@@ -29,7 +29,7 @@ def reducing(name, axis, keepdims, x=X, grad=True):
         (x,),
         lambda x: getattr(np, name)(x, axis=axis, keepdims=keepdims),
         grad,
-        ops=("max",) if name == "argmax" else ("sum",) if name == "mean" else (name,),
+        ops=("max",) if name == "argmax" else (name,),
     )
 
 
@@ -44,6 +44,7 @@ SUMS = [
     reducing("sum", 1, False, normal(2, 0, 0)),
     reducing("sum", 0, False, normal(35)),
     reducing("sum", 0, False, normal(3, 17)),
+    reducing("sum", 1, False, normal(2, 3, 67)),
     reducing("sum", 0, False, INTEGERS),
     reducing("sum", None, False, INTEGERS > 0),
     *[
@@ -52,6 +53,9 @@ SUMS = [
     ],
     reducing("mean", None, False),
     reducing("mean", (0, 2), True),
+    reducing("mean", 1, False),
+    reducing("mean", -1, False, normal(2, 19)),
+    reducing("mean", 1, False, normal(0, 3)),
 ]
 
 EXTREMA = [
