@@ -519,23 +519,28 @@ def place_forward(x, index, reduce, inner, out):
 # ============================================================ matrix product
 #
 # Products and convolutions are one loop over register tiles (see simd.py): `_tiles`. Its second
-# operand, the *bank*, lies in strips: as many columns as a tile is wide, row after row of the strip
-# in one run, zeros past the last column. So it streams through the cache, whole vectors at a time.
+# operand mostly lies in strips: as many columns as a tile is wide, row after row of the strip in
+# one run, zeros past the last column. So it streams through the cache, whole vectors at a time. A
+# product packs a strip just before it reads it; a weight of a convolution is a *bank* of them.
+#
+# A strip is as wide as the widest tile, but for the last one, where a half of it or a single vector
+# may do. AVX-512 has all three, others two.
 
-ROWS, COLUMNS = simd.TILE_ROWS, simd.TILE_COLUMNS
+COLUMNS, HALF_COLUMNS = simd.TILE_COLUMNS, simd.TILE_COLUMNS // 2
+ROWS = simd.NARROW_ROWS
 
 
-def _tiles(columns):
-    """Make `_strip`'s loop for tiles that are `columns` vectors wide: a literal in the kernel."""
+def _tiles(rows_of_tile, columns):
+    """Make `_strip`'s loop for tiles `columns` vectors wide: both counts are literals in it."""
 
     @njit
     def tiles(
         a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
         out, at_out, places, count, width, keep,
     ):  # fmt: skip
-        for q in range(0, count, ROWS):
+        for q in range(0, count, rows_of_tile):
             left = count - q
-            acc = simd.tile(out, ROWS, columns)
+            acc = simd.tile(out, rows_of_tile, columns)
             to = simd.tile_rows(acc, places, q, left)
             if keep:
                 acc = simd.tile_load(acc, out, to, at_out, left, width)
@@ -553,7 +558,8 @@ def _tiles(columns):
     return tiles
 
 
-_wide_tiles, _narrow_tiles = _tiles(COLUMNS), _tiles(1)
+_wide_tiles, _narrow_tiles = _tiles(simd.TILE_ROWS, COLUMNS), _tiles(ROWS, 1)
+_half_tiles = _tiles(ROWS, HALF_COLUMNS) if HALF_COLUMNS > 1 else _narrow_tiles
 
 
 @njit
@@ -564,11 +570,16 @@ def _strip(
     """out[at_out + places[q] + j] = bias[at_bias + j]
     + sum_{t,p} a[at_a + rows[q] + taps[t] + p step] bank[at_bank + (t length + p) pitch + j]
 
-    for q < count and j < width: one strip of the output. An empty bias adds nothing; with `keep`
-    the sum is added to what `out` holds.
+    for q < count and j < width: one strip of the output. All arrays are flat. An empty bias adds
+    nothing; with `keep` the sum is added to what `out` holds.
     """
-    if width > simd.lanes(out):
+    if width > HALF_COLUMNS * simd.lanes(out):
         _wide_tiles(
+            a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
+            out, at_out, places, count, width, keep,
+        )  # fmt: skip
+    elif width > simd.lanes(out):
+        _half_tiles(
             a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
             out, at_out, places, count, width, keep,
         )  # fmt: skip
@@ -582,7 +593,8 @@ def _strip(
 @njit
 def _pitch(left, x):
     """Return how many columns the next strip of a bank has, with `left` columns to go."""
-    return COLUMNS * simd.lanes(x) if left > simd.lanes(x) else simd.lanes(x)
+    lanes = simd.lanes(x)
+    return (COLUMNS if left > HALF_COLUMNS * lanes else HALF_COLUMNS if left > lanes else 1) * lanes
 
 
 @njit
@@ -590,14 +602,13 @@ def _pack(x, at, step, count, left, bank, to):
     """bank[to + p pitch + j] = x[at + p step + j] for p < count; zero from j = left on."""
     pitch = _pitch(left, bank)
     lanes = simd.lanes(bank)
-    for p in range(count):
-        source, target = at + p * step, to + p * pitch
-        if left >= pitch:
-            for j in range(0, pitch, lanes):
-                simd.store(bank, target + j, simd.load(x, source + j))
+    for j in range(0, pitch, lanes):
+        if left - j >= lanes:
+            for p in range(count):
+                simd.store(bank, to + p * pitch + j, simd.load(x, at + p * step + j))
         else:
-            for j in range(0, pitch, lanes):
-                simd.store(bank, target + j, simd.load(x, source + j, left - j))
+            for p in range(count):
+                simd.store(bank, to + p * pitch + j, simd.load(x, at + p * step + j, left - j))
 
 
 @njit
@@ -617,28 +628,8 @@ def _turn(x, at, step, rows, columns, out, to, pitch, width):
             simd.tile_store(square, out, target, 0, columns - j, width - i)
 
 
-@njit
-def bank_forward(x, rows, columns, groups, transpose, bank):
-    """bank = the columns of each matrix of x in strips, those of a group together.
-
-    x holds matrices of rows x columns, one after the other, or with `transpose` of columns x rows.
-    """
-    group = columns // groups
-    to = 0
-    for which in range(x.size // max(rows * columns, 1)):
-        for g in range(groups):
-            for j in range(0, group, COLUMNS * simd.lanes(x)):
-                at, left = which * rows * columns, group - j
-                pitch = _pitch(left, x)
-                if transpose:
-                    at += (g * group + j) * rows
-                    _turn(x, at, rows, min(left, pitch), rows, bank, to, pitch, pitch)
-                else:
-                    _pack(x, at + g * group + j, columns, rows, left, bank, to)
-                to += rows * pitch
-
-
-BLOCK_ROWS, BLOCK_STEPS = 240, 512  # of a product: a block of `a` stays in a core's own cache
+BLOCK_ROWS, BLOCK_STEPS = 240, 256  # of a product: a block of `a` stays in a core's own cache
+PACKED_ROWS = 48  # that read a strip of b, for packing it to pay
 
 
 @njit
@@ -695,18 +686,17 @@ def _few_rows(a, b, bias, transpose_b, n, k, m, out):
 
 @njit
 def matmul_forward(
-    a, b, bias, bank, transpose_a, transpose_b, n, k, width_a, first, m, out, tables, tail, block
+    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out, tables, strip, block
 ):
     """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
     All arrays are flat. Matrix number w of a is m x k, or k x width_a transposed, of which columns
-    `first` to first + m are taken: a shard's rows of the product. Each of b is k x n, in strips
-    in `bank`; an empty bank means that b is read as it lies, not transposed, which pays for few
-    rows. A single matrix serves all of out's. An empty bias adds nothing. Without `tables` there
-    are too few rows for tiles, and a is not transposed.
+    `first` to first + m are taken: a shard's rows of the product. A single matrix serves all of
+    out's. An empty bias adds nothing. Without `tables` there are too few rows for tiles, and a is
+    not transposed.
 
     `block` has room for a block of a transposed a turned straight, which pays for many columns; an
-    empty one says that a is read as it lies.
+    empty one says that a is read as it lies. `strip` has room for the steps of a strip of b.
     """
     if tables.size == 0:
         _few_rows(a, b, bias, transpose_b, n, k, m, out)
@@ -718,11 +708,8 @@ def matmul_forward(
     for i in range(min(BLOCK_ROWS, m)):
         rows[i], places[i] = i * (pitch_a if turned else row_a), i * n
     taps[0] = 0
-    lanes = simd.lanes(out)
-    columns = (n + lanes - 1) // lanes * lanes
     for which in range(out.size // max(m * n, 1)):
         at_b = which * k * n if b.size > k * n else 0
-        at_bank = which * k * columns if bank.size > k * columns else 0
         for i in range(0, m, BLOCK_ROWS):
             high = min(BLOCK_ROWS, m - i)
             for p in range(0, max(k, 1), BLOCK_STEPS):
@@ -733,14 +720,18 @@ def matmul_forward(
                 if turned:
                     _turn(a, at_a, step_a, steps, high, block, 0, pitch_a, steps)
                     source_a, at_a, along = block, 0, 1
-                for j in range(0, n, COLUMNS * lanes):
-                    pitch, width = _pitch(n - j, out), n - j
-                    source_b, at, apart = bank, at_bank + j * k + p * pitch, pitch
-                    if bank.size == 0 and width >= pitch:
+                for j in range(0, n, COLUMNS * simd.lanes(out)):
+                    width, pitch = n - j, _pitch(n - j, out)
+                    source_b, at, apart = strip, 0, pitch
+                    if transpose_b:
+                        _turn(
+                            b, at_b + j * k + p, k, min(width, pitch), steps,
+                            strip, 0, pitch, pitch,
+                        )  # fmt: skip
+                    elif m >= PACKED_ROWS or width < pitch:
+                        _pack(b, at_b + p * n + j, n, steps, width, strip, 0)
+                    else:
                         source_b, at, apart = b, at_b + p * n + j, n
-                    elif bank.size == 0:
-                        _pack(b, at_b + p * n + j, n, steps, width, tail, 0)
-                        source_b, at = tail, 0
                     _strip(
                         source_a, at_a, rows, taps, steps, along, source_b, at, apart,
                         bias if p + steps == k else bias[:0], j,
@@ -1019,14 +1010,13 @@ def _pixels(extents, stride, image, pitch, pixels):
 
 @njit
 def _convolve(
-    image, at_image, starts, taps, length, depth, bank, at_bank, groups, bias,
+    image, at_image, starts, taps, length, depth, bank, at_bank, groups, group, bias,
     out, at_out, places, count,
 ):  # fmt: skip
     """out[places[q], k] = bias[k] + sum_{t,p} image[starts[q] + taps[t] + p] bank[t length + p, k]
 
-    for q < count and all channels k of out. Return where the bank goes on.
+    for q < count and all k < groups * group. Return where the bank goes on.
     """
-    group = out.shape[3] // groups
     for g in range(groups):
         for k in range(0, group, COLUMNS * simd.lanes(out)):
             first, pitch = g * group + k, _pitch(group - k, out)
@@ -1036,6 +1026,18 @@ def _convolve(
             )  # fmt: skip
             at_bank += taps.size * length * pitch
     return at_bank
+
+
+@njit
+def conv2d_bank(weight, groups, bank):
+    """bank = the filter in strips of k with rows (r, s, c), those of a group together."""
+    rows, columns = weight.shape
+    group = columns // groups
+    weight, to = weight.reshape(-1), 0
+    for g in range(groups):
+        for k in range(0, group, COLUMNS * simd.lanes(bank)):
+            _pack(weight, g * group + k, columns, rows, group - k, bank, to)
+            to += rows * _pitch(group - k, bank)
 
 
 @njit
@@ -1069,8 +1071,9 @@ def conv2d_forward(
             _spread(x, n, images, padding, padded)
             at = 0
         _convolve(
-            image, at, starts, taps[0, : filter_height * runs], length, depth, bank, 0, groups,
-            bias, out, n * height * width * out_channels, places, images * height * width,
+            image.reshape(-1), at, starts, taps[0, : filter_height * runs], length, depth,
+            bank, 0, groups, out_channels // groups, bias,
+            out.reshape(-1), n * height * width * out_channels, places, images * height * width,
         )  # fmt: skip
 
 
@@ -1102,7 +1105,7 @@ def conv2d_bank_turned(weight, stride, dilation, groups, bank):
     """
     filter_height, filter_width, depth, out_channels = weight.shape
     group = out_channels // groups
-    to = 0
+    weight, to = weight.reshape(-1), 0
     for phase in range(stride[0] * stride[1]):
         for g in range(groups):
             for c in range(0, depth, COLUMNS * simd.lanes(bank)):
@@ -1220,9 +1223,9 @@ def conv2d_backward_input(
             )
             group = out_channels // groups
             at_bank = _convolve(
-                image, at, starts[first:], taps[0, :runs], across * group, group, bank, at_bank,
-                groups, no_bias, grad_x, n * height * width * channels, places[first:],
-                images * count,
+                image.reshape(-1), at, starts[first:], taps[0, :runs], across * group, group,
+                bank, at_bank, groups, channels // groups, no_bias,
+                grad_x.reshape(-1), n * height * width * channels, places[first:], images * count,
             )  # fmt: skip
             first += chunk * count
 
@@ -1303,6 +1306,8 @@ def conv2d_backward_weight(
         for h in range(height):
             line[n * height + h] = (n * rows + h * stride[0]) * columns * channels
     block = max(1, BLOCK_PIXELS // max(width, 1))
+    flat_image, flat_grad = image.reshape(-1), grad_out.reshape(-1)
+    flat_out, no_bias = grad_weight.reshape(-1), strip[:0]
     grad_weight.fill(0)
     padded.fill(0)
     for n in range(0, x.shape[0], chunk):
@@ -1318,11 +1323,11 @@ def conv2d_backward_weight(
                 for k in range(0, group, COLUMNS * simd.lanes(x)):
                     first, left = g * group + k, group - k
                     source = pixel * out_channels + first
-                    _pack(grad_out, source, out_channels, (last - h) * width, left, strip, 0)
+                    _pack(flat_grad, source, out_channels, (last - h) * width, left, strip, 0)
                     _strip(
-                        image, at + g * depth, starts, line[h:last], width, stride[1] * channels,
-                        strip, 0, _pitch(left, x), strip[:0], 0,
-                        grad_weight, first, places, starts.size, left, True,
+                        flat_image, at + g * depth, starts, line[h:last], width,
+                        stride[1] * channels, strip, 0, _pitch(left, x), no_bias, 0,
+                        flat_out, first, places, starts.size, left, True,
                     )  # fmt: skip
 
 
@@ -1330,6 +1335,8 @@ def conv2d_backward_weight(
 #
 # Channels do not mix: a step multiplies a vector of neighbouring channels of an input pixel by the
 # same channels of a filter tap, and a tile holds them for ROWS output pixels.
+
+PAIR = 2  # vectors of channels
 
 
 @njit
@@ -1340,15 +1347,15 @@ def _depthwise(
 
     for q < count and all c.
     """
-    for c in range(0, channels, COLUMNS * simd.lanes(out)):
+    for c in range(0, channels, PAIR * simd.lanes(out)):
         width = channels - c
         for q in range(0, count, ROWS):
             left = count - q
-            acc = simd.tile(out, ROWS, COLUMNS)
+            acc = simd.tile(out, ROWS, PAIR)
             here = simd.tile_rows(acc, starts, q, left)
             for t in range(taps.size):
                 at, tap = at_image + taps[t] + c, filters[t] + c
-                if width >= COLUMNS * simd.lanes(out):
+                if width >= PAIR * simd.lanes(out):
                     acc = simd.tile_fma_rows(acc, image, here, at, weight, tap)
                 else:
                     acc = simd.tile_fma_rows(acc, image, here, at, weight, tap, width)
@@ -1456,16 +1463,16 @@ def depthwise_backward_weight(
         if padded.size > 0:
             _spread(x, n, images, padding, padded)
             at = 0
-        for c in range(0, channels, COLUMNS * simd.lanes(x)):
+        for c in range(0, channels, PAIR * simd.lanes(x)):
             for t in range(0, count, FILTER_ROWS):
                 left, wide = count - t, channels - c
-                acc = simd.tile(x, FILTER_ROWS, COLUMNS)
+                acc = simd.tile(x, FILTER_ROWS, PAIR)
                 to = simd.tile_rows(acc, taps[1], t, left)
                 acc = simd.tile_load(acc, grad_weight, to, c, left, wide)
                 here = simd.tile_rows(acc, taps[0], t, left)
                 for q in range(images * height * width):
                     pixel, grad = at + starts[q] + c, at_grad + places[q] + c
-                    if wide >= COLUMNS * simd.lanes(x):
+                    if wide >= PAIR * simd.lanes(x):
                         acc = simd.tile_fma_rows(acc, image, here, pixel, grad_out, grad)
                     else:
                         acc = simd.tile_fma_rows(acc, image, here, pixel, grad_out, grad, wide)
@@ -1640,6 +1647,14 @@ def _padded_width(channels, x):
 
 
 @njit
+def _strips_width(channels, x):
+    """Return how many columns channels take in strips."""
+    wide = COLUMNS * simd.lanes(x)
+    whole = channels // wide * wide
+    return whole + _pitch(channels - whole, x) if channels > whole else whole
+
+
+@njit
 def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, tables):
     """Convolve images with filters of 3 x 3, stride 1, from their planes.
 
@@ -1647,7 +1662,7 @@ def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, 
     """
     images, height, width, out_channels = out.shape
     extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
-    depth, group = _padded_width(channels, x), _padded_width(out_channels, x)
+    depth, group = _padded_width(channels, x), _strips_width(out_channels, x)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
     chunk = rows.size
     for q in range(chunk):
@@ -1721,7 +1736,7 @@ def winograd_backward_weight(
     """
     images, height, width, out_channels = grad_out.shape
     extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
-    depth, group = _padded_width(channels, x), _padded_width(out_channels, x)
+    depth, group = _padded_width(channels, x), _strips_width(out_channels, x)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
     for c in range(channels):
         rows[c], places[c] = c, c * group

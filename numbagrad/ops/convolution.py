@@ -10,9 +10,9 @@ from ..array import FLOATS, Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
 from ..kernels_cpu import BLOCK_PIXELS, PLANES
-from ..simd import TILE_COLUMNS, TILE_ROWS
+from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
 from .elementwise import as_ints, require_arrays, require_float
-from .linalg import bank, nothing, strip_width
+from .linalg import nothing, strip_width
 from .reduction import sum
 
 Pair = tuple[int, int]
@@ -137,7 +137,7 @@ def _forward(x, weight, bias, **window) -> Array:
     way = _way(x.shape, weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
         return apply(_DEPTHWISE, x, weight, bias, none, **window)
-    strips = bank(weight, groups=window["groups"])
+    strips = apply(_BANK, weight, groups=window["groups"])
     if way == "winograd":
         planes = apply(_WINOGRAD_BANK, strips, depth=weight.shape[2], columns=weight.shape[3])
         return apply(_WINOGRAD, x, weight, bias, planes, **window)
@@ -331,9 +331,44 @@ def _depthwise_backward_weight_workspace(call: Call):
     return [_padded(call), *_tables(call, pixels, (2, size_of(call.kernel_size)))]
 
 
+# A bank is an op of its own, so that shards, and a compiled step's chunks, share one.
+
+
+def _strips_width(columns: int, itemsize: int) -> int:
+    """Return how many columns these take in strips: see `_pitch` in kernels_cpu.py."""
+    vectors = strip_width(columns, itemsize) * itemsize // VECTOR_BYTES
+    rest = vectors % TILE_COLUMNS
+    if 2 * rest > TILE_COLUMNS:
+        rest = TILE_COLUMNS  # a narrower strip would not hold them
+    return (vectors // TILE_COLUMNS * TILE_COLUMNS + rest) * VECTOR_BYTES // itemsize
+
+
+def _bank_infer(weight, *, groups):
+    r, s, depth, k = weight.shape
+    width = _strips_width(k // groups, weight.dtype.itemsize)
+    return (r * s * depth * groups * width,), weight.dtype
+
+
+def _bank_views(call: Call) -> Views:
+    """See the weight as a matrix with columns k."""
+    *rows, columns = call.inputs[0].shape
+    return Views(((size_of(tuple(rows)), columns),), (call.outputs[0].shape,), (call.groups,))
+
+
+_BANK = register(
+    Op(
+        "conv2d_bank",
+        _bank_infer,
+        "conv2d_bank",
+        arrange=_bank_views,
+        split=None,  # a small part of the work of the convolution that reads it
+    )
+)
+
+
 def _turned_infer(weight, *, stride, dilation, groups):
     r, s, depth, k = weight.shape
-    return (r * s * k * strip_width(depth, weight.dtype.itemsize),), weight.dtype
+    return (r * s * k * _strips_width(depth, weight.dtype.itemsize),), weight.dtype
 
 
 _BANK_TURNED = register(
@@ -363,9 +398,9 @@ def _winograd_views(call: Call) -> Views:
 def _winograd_room(call: Call) -> tuple[int, tuple[int, int]]:
     """Return how many tiles there is room for, and the channels of both sides in whole vectors."""
     images = _images(call)
-    other = call.inputs[0]
-    widths = tuple(strip_width(x.shape[3], x.dtype.itemsize) for x in (other, images))
-    room = WINOGRAD_BYTES // (PLANES * images.dtype.itemsize * (widths[0] + widths[1]))
+    itemsize, channels = images.dtype.itemsize, call.inputs[0].shape[3]
+    widths = strip_width(channels, itemsize), _strips_width(images.shape[3], itemsize)
+    room = WINOGRAD_BYTES // (PLANES * itemsize * (widths[0] + widths[1]))
     total = images.shape[0] * _tiles_of(images.shape[1:3])
     return max(1, min(max(room, 4 * TILE_ROWS), total)), widths
 
