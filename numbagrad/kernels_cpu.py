@@ -695,8 +695,9 @@ def matmul_forward(
     out's. An empty bias adds nothing. Without `tables` there are too few rows for tiles, and a is
     not transposed.
 
-    `block` has room for a block of a transposed a turned straight, which pays for many columns; an
-    empty one says that a is read as it lies. `strip` has room for the steps of a strip of b.
+    `block` has room for a copy of a block of a, straight and close together, which pays for many
+    columns; an empty one says that a is read as it lies. `strip` has room for the steps of a strip
+    of b.
     """
     if tables.size == 0:
         _few_rows(a, b, bias, transpose_b, n, k, m, out)
@@ -704,9 +705,8 @@ def matmul_forward(
     row_a, step_a = (1, width_a) if transpose_a else (width_a, 1)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
     pitch_a = BLOCK_STEPS + simd.lanes(out)
-    turned = block.size > 0
     for i in range(min(BLOCK_ROWS, m)):
-        rows[i], places[i] = i * (pitch_a if turned else row_a), i * n
+        rows[i], places[i] = i * (pitch_a if block.size > 0 else row_a), i * n
     taps[0] = 0
     for which in range(out.size // max(m * n, 1)):
         at_b = which * k * n if b.size > k * n else 0
@@ -717,8 +717,12 @@ def matmul_forward(
                 source_a, at_a, along = a, (first + i) * row_a + p * step_a, step_a
                 if a.size > m * k:
                     at_a += which * m * k
-                if turned:
-                    _turn(a, at_a, step_a, steps, high, block, 0, pitch_a, steps)
+                if block.size > 0:
+                    if transpose_a:
+                        _turn(a, at_a, step_a, steps, high, block, 0, pitch_a, steps)
+                    else:
+                        for q in range(high):
+                            _copy_run(a, at_a + q * row_a, block, q * pitch_a, steps)
                     source_a, at_a, along = block, 0, 1
                 for j in range(0, n, COLUMNS * simd.lanes(out)):
                     width, pitch = n - j, _pitch(n - j, out)

@@ -23,7 +23,7 @@ from .elementwise import (
 from .reduction import sum
 from .shaping import reshape
 
-TURNED_COLUMNS = 192  # that a transposed a serves, for laying it out straight to pay
+COPY_COLUMNS = 192  # that a block of a serves, for a copy of it to pay
 FEW_ROWS = 3  # too few for a tile
 SHARD_ROWS = 64  # at least: each shard packs b anew
 
@@ -76,8 +76,7 @@ def _matmul_workspace(call: Call):
     m, n = call.outputs[0].shape[-2:]
     lanes = strip_width(1, a.dtype.itemsize)
     rows = min(m, BLOCK_ROWS)
-    turned = call.transpose_a and n >= TURNED_COLUMNS
-    block = rows * (BLOCK_STEPS + lanes) if turned else 0
+    block = rows * (BLOCK_STEPS + lanes) if n >= COPY_COLUMNS else 0
     strip = BLOCK_STEPS * TILE_COLUMNS * lanes
     return [((3, rows), np.int64), ((strip,), a.dtype), ((block,), a.dtype)]
 
@@ -190,6 +189,8 @@ def matmul(a: Any, b: Any) -> Array:
         raise ShapeError(f"matmul: needs vectors or matrices, got shapes {a.shape} and {b.shape}")
     if a.dtype.kind != "f":
         raise DTypeError(f"matmul: needs float32 or float64, got {a.dtype}; use x.astype()")
+    if a.ndim == b.ndim == 2:
+        return _matmul(a, b, False, False)
     vector_a, vector_b = a.ndim == 1, b.ndim == 1
     if a.shape[-1] != b.shape[0 if vector_b else -2]:
         raise ShapeError(
