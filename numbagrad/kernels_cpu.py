@@ -628,7 +628,7 @@ def _turn(x, at, step, rows, columns, out, to, pitch, width):
             simd.tile_store(square, out, target, 0, columns - j, width - i)
 
 
-BLOCK_ROWS, BLOCK_STEPS = 240, 256  # of a product: a block of `a` stays in a core's own cache
+BLOCK_ROWS, BLOCK_STEPS = 256, 256  # of a product: a block of `a` stays in a core's own cache
 PACKED_ROWS = 48  # that read a strip of b, for packing it to pay
 
 

@@ -25,7 +25,7 @@ from .shaping import reshape
 
 COPY_COLUMNS = 192  # that a block of a serves, for a copy of it to pay
 FEW_ROWS = 3  # too few for a tile
-SHARD_ROWS = 64  # at least: each shard packs b anew
+SHARD_ROWS = 64  # at least, and four times that if there are enough: each shard packs b anew
 
 
 def _rows_columns(shape: tuple[int, ...], transpose: bool) -> tuple[int, int]:
@@ -94,13 +94,17 @@ def _matmul_split(call: Call) -> list[Split]:
         steps = [size_of(spec.shape[-2:]) if spec.ndim > 2 else 0 for spec in call.inputs[:2]]
         return [Split(count, (*steps, 0), (m * n,))]
 
+    unit = SHARD_ROWS
+    while unit < 4 * SHARD_ROWS and 8 * unit <= m:
+        unit *= 2
+
     def rows(scalars, lo, hi):
-        first, stop = lo * SHARD_ROWS, min(hi * SHARD_ROWS, m)
+        first, stop = lo * unit, min(hi * unit, m)
         # The rows of a transposed a are columns, which no slice holds: it comes whole.
         return (*scalars[:-2], first if call.transpose_a else 0, stop - first)
 
-    step_a = 0 if call.transpose_a else SHARD_ROWS * call.inputs[0].shape[-1]
-    return [Split(-(-m // SHARD_ROWS), (step_a, 0, 0), (SHARD_ROWS * n,), rows)]
+    step_a = 0 if call.transpose_a else unit * call.inputs[0].shape[-1]
+    return [Split(-(-m // unit), (step_a, 0, 0), (unit * n,), rows)]
 
 
 def _matmul_cost(call: Call) -> tuple[float, float]:
