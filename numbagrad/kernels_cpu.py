@@ -695,9 +695,8 @@ def matmul_forward(
     out's. An empty bias adds nothing. Without `tables` there are too few rows for tiles, and a is
     not transposed.
 
-    `block` has room for a copy of a block of a, straight and close together, which pays for many
-    columns; an empty one says that a is read as it lies. `strip` has room for the steps of a strip
-    of b.
+    `strip` has room for the steps of a strip of b. `block` has room for a block of a transposed a
+    turned straight, which pays for many columns; an empty one says that a is read as it lies.
     """
     if tables.size == 0:
         _few_rows(a, b, bias, transpose_b, n, k, m, out)
@@ -718,11 +717,7 @@ def matmul_forward(
                 if a.size > m * k:
                     at_a += which * m * k
                 if block.size > 0:
-                    if transpose_a:
-                        _turn(a, at_a, step_a, steps, high, block, 0, pitch_a, steps)
-                    else:
-                        for q in range(high):
-                            _copy_run(a, at_a + q * row_a, block, q * pitch_a, steps)
+                    _turn(a, at_a, step_a, steps, high, block, 0, pitch_a, steps)
                     source_a, at_a, along = block, 0, 1
                 for j in range(0, n, COLUMNS * simd.lanes(out)):
                     width, pitch = n - j, _pitch(n - j, out)

@@ -23,7 +23,7 @@ from .elementwise import (
 from .reduction import sum
 from .shaping import reshape
 
-COPY_COLUMNS = 192  # that a block of a serves, for a copy of it to pay
+TURNED_COLUMNS = 192  # that a transposed a serves, for laying it out straight to pay
 FEW_ROWS = 3  # too few for a tile
 SHARD_ROWS = 64  # at least, and four times that if there are enough: each shard packs b anew
 
@@ -76,7 +76,8 @@ def _matmul_workspace(call: Call):
     m, n = call.outputs[0].shape[-2:]
     lanes = strip_width(1, a.dtype.itemsize)
     rows = min(m, BLOCK_ROWS)
-    block = rows * (BLOCK_STEPS + lanes) if n >= COPY_COLUMNS else 0
+    turned = call.transpose_a and n >= TURNED_COLUMNS
+    block = rows * (BLOCK_STEPS + lanes) if turned else 0
     strip = BLOCK_STEPS * TILE_COLUMNS * lanes
     return [((3, rows), np.int64), ((strip,), a.dtype), ((block,), a.dtype)]
 

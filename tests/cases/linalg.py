@@ -4,7 +4,7 @@ import numpy as np
 
 import numbagrad as ng
 from numbagrad.kernels_cpu import BLOCK_ROWS, BLOCK_STEPS, PACKED_ROWS
-from numbagrad.ops.linalg import COPY_COLUMNS, FEW_ROWS, _matmul
+from numbagrad.ops.linalg import FEW_ROWS, TURNED_COLUMNS, _matmul
 from numbagrad.simd import TILE_ROWS
 from numbagrad.testing import Case
 
@@ -85,10 +85,9 @@ CPU_CASES = [
     *[turned(a, b, m=PACKED_ROWS, n=70) for a, b in [(True, False), (False, True), (True, True)]],
     *[turned(a, b, m=m, n=33) for m in (1, FEW_ROWS) for a in BOTH for b in BOTH],
     *[turned(a, b, (2,), m=FEW_ROWS, n=33) for a in BOTH for b in BOTH],
-    # A block of a that is copied.
-    *[turned(a, b, m=5, n=COPY_COLUMNS + 1) for a in BOTH for b in BOTH],
-    *[turned(a, False, m=BLOCK_ROWS + 1, n=COPY_COLUMNS) for a in BOTH],
-    *[turned(a, False, m=5, n=COPY_COLUMNS, k=BLOCK_STEPS + 1) for a in BOTH],
+    # A transposed a that is turned.
+    *[turned(True, b, m=m, n=TURNED_COLUMNS + 1) for m in (5, BLOCK_ROWS + 1) for b in BOTH],
+    turned(True, False, m=5, n=TURNED_COLUMNS, k=BLOCK_STEPS + 1),
     # Past a block of a.
     *[turned(a, b, m=m, k=BLOCK_STEPS + 1) for m in (3, PACKED_ROWS) for a in BOTH for b in BOTH],
     *[turned(a, False, m=BLOCK_ROWS + 1) for a in BOTH],
