@@ -1068,16 +1068,21 @@ def _(context, builder, sig, args):
     kind = sig.return_type
     ia, ib = _integers(context, builder, sig, args, 3, 5)
     b_row = _row_of(context, builder, sig.args[4], args[4], ib, None, kind)
-    start = _address(context, builder, sig.args[1], args[1], ia, types.intp)
+    # The index goes through an empty piece of assembly. Else LLVM sees that the places of all rows
+    # grow evenly, and adds to a pointer for each row at each step: instead of to one index.
+    hidden = ir.InlineAsm(ir.FunctionType(_I64, [_I64]), "", "=r,0")
+    ia = builder.call(hidden, [ia])
     acc, vector = args[0], b_row[0].type
     for row in range(kind.rows):
-        value = builder.load(builder.gep(start, [builder.extract_value(args[2], row)]))
+        place = builder.extract_value(args[2], row)
+        start = _address(context, builder, sig.args[1], args[1], place, types.intp)
+        value = builder.load(builder.gep(start, [ia]))
         a_lanes = _splat(builder, value, vector.count)
         for column, b_lanes in enumerate(b_row):
-            place = row * kind.columns + column
-            old = builder.extract_value(acc, place)
+            index = row * kind.columns + column
+            old = builder.extract_value(acc, index)
             new = _call(builder, f"llvm.fmuladd.{_suffix(vector)}", vector, [a_lanes, b_lanes, old])
-            acc = builder.insert_value(acc, new, place)
+            acc = builder.insert_value(acc, new, index)
     return acc
 
 
