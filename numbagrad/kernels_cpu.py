@@ -1229,6 +1229,31 @@ def conv2d_backward_input(
             first += chunk * count
 
 
+def _channels(columns):
+    """Make `few_backward_input`'s loop over pixels, for `columns` channels: a literal in it."""
+
+    @njit
+    def channels(image, at, starts, taps, runs, weight, c, grad_x, at_out, places, first, count):
+        _, _, depth, out_channels = weight.shape
+        for q in range(0, count, ROWS):
+            acc = simd.tile(grad_x, ROWS, columns)
+            here = simd.tile_rows(acc, starts, first + q, count - q)
+            for k in range(0, out_channels, simd.lanes(grad_x)):
+                for t in range(runs):
+                    tap = taps[1, t] * depth + c * out_channels + k
+                    acc = simd.tile_fma_terms(
+                        acc, image, here, at + taps[0, t] + k, weight, tap, out_channels,
+                        out_channels - k,
+                    )  # fmt: skip
+            to = simd.tile_rows(acc, places, first + q, count - q)
+            simd.tile_store_sums(acc, grad_x, to, at_out + c, count - q, columns)
+
+    return channels
+
+
+_one_channel, _two_channels = _channels(1), _channels(2)
+
+
 @njit
 def few_backward_input(
     grad_out, weight, bank, stride, padding, dilation, groups, grad_x, spread, pixels, taps
@@ -1260,19 +1285,16 @@ def few_backward_input(
             runs, _ = _phase_taps(
                 phase, kernel, stride, dilation, False, out_channels, columns, taps
             )
-            for q in range(0, images * count, ROWS):
-                left = images * count - q
-                for c in range(channels):
-                    acc = simd.tile(grad_x, ROWS, 1)
-                    here = simd.tile_rows(acc, starts, first + q, left)
-                    for k in range(0, out_channels, simd.lanes(grad_x)):
-                        for t in range(runs):
-                            acc = simd.tile_fma_rows(
-                                acc, image, here, at + k + taps[0, t], weight,
-                                taps[1, t] * channels + c * out_channels + k, out_channels - k,
-                            )  # fmt: skip
-                    to = simd.tile_rows(acc, places, first + q, left)
-                    simd.tile_store_sums(acc, grad_x, to, at_out + c, left)
+            for c in range(0, channels - 1, 2):
+                _two_channels(
+                    image, at, starts, taps, runs, weight, c, grad_x, at_out, places, first,
+                    images * count,
+                )  # fmt: skip
+            if channels % 2 == 1:
+                _one_channel(
+                    image, at, starts, taps, runs, weight, channels - 1, grad_x, at_out, places,
+                    first, images * count,
+                )  # fmt: skip
             first += chunk * count
 
 
