@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, Spec, asarray, size_of
+from ..array import Array, asarray, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
 from ..kernels_cpu import BLOCK_ROWS, BLOCK_STEPS
