@@ -1690,6 +1690,7 @@ def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, 
         rows[q], places[q] = q * depth, q * group
     taps[0] = 0
     no_bias = planes[:0]
+    flat_inputs, flat_outputs = input_planes.reshape(-1), output_planes.reshape(-1)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
     for first in range(0, total, chunk):
         tiles = min(chunk, total - first)
@@ -1699,8 +1700,8 @@ def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, 
             for k in range(0, out_channels, COLUMNS * lanes):
                 pitch = _pitch(out_channels - k, x)
                 _strip(
-                    input_planes, i * input_planes.shape[1], rows, taps, channels, 1,
-                    planes, at_bank, pitch, no_bias, 0, output_planes,
+                    flat_inputs, i * input_planes.shape[1], rows, taps, channels, 1,
+                    planes, at_bank, pitch, no_bias, 0, flat_outputs,
                     i * output_planes.shape[1] + k, places, tiles, pitch, False,
                 )  # fmt: skip
                 at_bank += channels * pitch
@@ -1748,6 +1749,32 @@ def winograd_backward_input(
 
 
 @njit
+def _output_planes(grad_out, first, tiles, line, planes):
+    """planes[i] = (A dy A^T)[i] in strips of k with rows (tile), with dy a tile of gradients."""
+    _, height, width, out_channels = grad_out.shape
+    extents, lanes, pitch = (height, width), simd.lanes(grad_out), planes.shape[1]
+    for tile in range(tiles):
+        n, top, left = _tile_corner(first + tile, extents)
+        for k in range(0, out_channels, lanes):
+            for j in range(4):
+                y0, y1 = (
+                    _pixel(grad_out, n, top, left + j, k),
+                    _pixel(grad_out, n, top + 1, left + j, k),
+                )
+                y2, y3 = (
+                    _pixel(grad_out, n, top + 2, left + j, k),
+                    _pixel(grad_out, n, top + 3, left + j, k),
+                )
+                _put(line, j * lanes, 4 * lanes, _grad_planes(y0, y1, y2, y3))
+            strip = k - k % (COLUMNS * lanes)
+            at = strip * tiles + tile * _pitch(out_channels - strip, grad_out) + k - strip
+            for i in range(6):
+                y0, y1 = simd.load(line, 4 * i * lanes), simd.load(line, (4 * i + 1) * lanes)
+                y2, y3 = simd.load(line, (4 * i + 2) * lanes), simd.load(line, (4 * i + 3) * lanes)
+                _put(planes, 6 * i * pitch + at, pitch, _grad_planes(y0, y1, y2, y3))
+
+
+@njit
 def winograd_backward_weight(
     x, grad_out, padding, grad_weight, line, input_planes, grad_planes, sums, tables
 ):
@@ -1762,57 +1789,35 @@ def winograd_backward_weight(
     for c in range(channels):
         rows[c], places[c] = c, c * group
     taps[0] = 0
-    no_bias = line[:0]
+    no_bias, flat_sums = line[:0], sums.reshape(-1)
+    flat_inputs, flat_grads = input_planes.reshape(-1), grad_planes.reshape(-1)
     chunk = (grad_planes.shape[1] - lanes) // group  # a vector is kept free: see the workspace
     sums.fill(0)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
     for first in range(0, total, chunk):
         tiles = min(chunk, total - first)
         _input_planes(x, first, tiles, extents, padding, line, input_planes)
-        for tile in range(tiles):
-            n, top, left = _tile_corner(first + tile, extents)
-            for k in range(0, out_channels, lanes):
-                strip = k - k % (COLUMNS * lanes)
-                pitch = _pitch(out_channels - strip, x)
-                for j in range(4):
-                    y0, y1 = (
-                        _pixel(grad_out, n, top, left + j, k),
-                        _pixel(grad_out, n, top + 1, left + j, k),
-                    )
-                    y2, y3 = (
-                        _pixel(grad_out, n, top + 2, left + j, k),
-                        _pixel(grad_out, n, top + 3, left + j, k),
-                    )
-                    _put(line, j * lanes, 4 * lanes, _grad_planes(y0, y1, y2, y3))
-                for i in range(6):
-                    y0, y1 = simd.load(line, 4 * i * lanes), simd.load(line, (4 * i + 1) * lanes)
-                    y2, y3 = (
-                        simd.load(line, (4 * i + 2) * lanes),
-                        simd.load(line, (4 * i + 3) * lanes),
-                    )
-                    at = 6 * i * grad_planes.shape[1] + strip * tiles + tile * pitch + k - strip
-                    _put(grad_planes, at, grad_planes.shape[1], _grad_planes(y0, y1, y2, y3))
+        _output_planes(grad_out, first, tiles, line, grad_planes)
         for i in range(PLANES):
             for k in range(0, out_channels, COLUMNS * lanes):
                 pitch = _pitch(out_channels - k, x)
                 _strip(
-                    input_planes, i * input_planes.shape[1], rows, taps, tiles, depth,
-                    grad_planes, i * grad_planes.shape[1] + k * tiles, pitch, no_bias, 0,
-                    sums, i * sums.shape[1] + k, places, channels, pitch, True,
+                    flat_inputs, i * input_planes.shape[1], rows, taps, tiles, depth,
+                    flat_grads, i * grad_planes.shape[1] + k * tiles, pitch, no_bias, 0,
+                    flat_sums, i * sums.shape[1] + k, places, channels, pitch, True,
                 )  # fmt: skip
     for c in range(channels):
         for k in range(0, out_channels, lanes):
+            at, step = c * group + k, sums.shape[1]
             for j in range(6):
-                m0, m1, m2, m3, m4, m5 = _six(
-                    sums, j * sums.shape[1] + c * group + k, 6 * sums.shape[1]
-                )
+                m0, m1, m2, m3, m4, m5 = _six(sums, j * step + at, 6 * step)
                 _put(line, j * lanes, 6 * lanes, _from_filter_planes(m0, m1, m2, m3, m4, m5))
             for r in range(3):
                 m0, m1, m2, m3, m4, m5 = _six(line, 6 * r * lanes, lanes)
                 g = _from_filter_planes(m0, m1, m2, m3, m4, m5)
                 for s in range(3):
-                    at = ((r * 3 + s) * channels + c) * out_channels + k
-                    simd.store(grad_weight, at, g[s], out_channels - k)
+                    to = ((r * 3 + s) * channels + c) * out_channels + k
+                    simd.store(grad_weight, to, g[s], out_channels - k)
 
 
 # =================================================================== pooling
