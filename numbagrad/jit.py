@@ -322,6 +322,12 @@ class Kernel(CPUDispatcher):
         self._compiler = _Compiler(py_func, self.targetdescr, targetoptions, locals, pipeline)
         self._cache = ContentCache(py_func, targetoptions)
 
+    def get_call_template(self, args, kws):
+        """Compile once for all numbers of a type: Numba would, for a literal, once more."""
+        args = tuple(map(types.unliteral, args))
+        kws = {name: types.unliteral(kind) for name, kind in kws.items()}
+        return super().get_call_template(args, kws)
+
 
 def njit(function: Callable | None = None, *, parallel: bool = False) -> Callable:
     """Compile a function for the CPU at its first call with each signature.

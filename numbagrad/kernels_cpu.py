@@ -548,23 +548,28 @@ def place_forward(x, index, reduce, inner, out):
 # ============================================================ matrix product
 #
 # Products and convolutions are one loop over register tiles (see simd.py): `_tiles`. Its second
-# operand, the *bank*, lies in strips: as many columns as a tile is wide, row after row of the strip
-# in one run, zeros past the last column. So it streams through the cache, whole vectors at a time.
+# operand mostly lies in strips: as many columns as a tile is wide, row after row of the strip in
+# one run, zeros past the last column. So it streams through the cache, whole vectors at a time. A
+# product packs a strip just before it reads it; a weight of a convolution is a *bank* of them.
+#
+# A strip is as wide as the widest tile, but for the last one, where a half of it or a single vector
+# may do. AVX-512 has all three, others two.
 
-ROWS, COLUMNS = simd.TILE_ROWS, simd.TILE_COLUMNS
+COLUMNS, HALF_COLUMNS = simd.TILE_COLUMNS, simd.TILE_COLUMNS // 2
+ROWS = simd.NARROW_ROWS
 
 
-def _tiles(columns):
-    """Make `_strip`'s loop for tiles that are `columns` vectors wide: a literal in the kernel."""
+def _tiles(rows_of_tile, columns):
+    """Make `_strip`'s loop for tiles `columns` vectors wide: both counts are literals in it."""
 
     @njit
     def tiles(
         a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
         out, at_out, places, count, width, keep,
     ):  # fmt: skip
-        for q in range(0, count, ROWS):
+        for q in range(0, count, rows_of_tile):
             left = count - q
-            acc = simd.tile(out, ROWS, columns)
+            acc = simd.tile(out, rows_of_tile, columns)
             to = simd.tile_rows(acc, places, q, left)
             if keep:
                 acc = simd.tile_load(acc, out, to, at_out, left, width)
@@ -582,7 +587,8 @@ def _tiles(columns):
     return tiles
 
 
-_wide_tiles, _narrow_tiles = _tiles(COLUMNS), _tiles(1)
+_wide_tiles, _narrow_tiles = _tiles(simd.TILE_ROWS, COLUMNS), _tiles(ROWS, 1)
+_half_tiles = _tiles(ROWS, HALF_COLUMNS) if HALF_COLUMNS > 1 else _narrow_tiles
 
 
 @njit
@@ -593,11 +599,16 @@ def _strip(
     """out[at_out + places[q] + j] = bias[at_bias + j]
     + sum_{t,p} a[at_a + rows[q] + taps[t] + p step] bank[at_bank + (t length + p) pitch + j]
 
-    for q < count and j < width: one strip of the output. An empty bias adds nothing; with `keep`
-    the sum is added to what `out` holds.
+    for q < count and j < width: one strip of the output. All arrays are flat. An empty bias adds
+    nothing; with `keep` the sum is added to what `out` holds.
     """
-    if width > simd.lanes(out):
+    if width > HALF_COLUMNS * simd.lanes(out):
         _wide_tiles(
+            a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
+            out, at_out, places, count, width, keep,
+        )  # fmt: skip
+    elif width > simd.lanes(out):
+        _half_tiles(
             a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
             out, at_out, places, count, width, keep,
         )  # fmt: skip
@@ -611,7 +622,8 @@ def _strip(
 @njit
 def _pitch(left, x):
     """Return how many columns the next strip of a bank has, with `left` columns to go."""
-    return COLUMNS * simd.lanes(x) if left > simd.lanes(x) else simd.lanes(x)
+    lanes = simd.lanes(x)
+    return (COLUMNS if left > HALF_COLUMNS * lanes else HALF_COLUMNS if left > lanes else 1) * lanes
 
 
 @njit
@@ -619,14 +631,13 @@ def _pack(x, at, step, count, left, bank, to):
     """bank[to + p pitch + j] = x[at + p step + j] for p < count; zero from j = left on."""
     pitch = _pitch(left, bank)
     lanes = simd.lanes(bank)
-    for p in range(count):
-        source, target = at + p * step, to + p * pitch
-        if left >= pitch:
-            for j in range(0, pitch, lanes):
-                simd.store(bank, target + j, simd.load(x, source + j))
+    for j in range(0, pitch, lanes):
+        if left - j >= lanes:
+            for p in range(count):
+                simd.store(bank, to + p * pitch + j, simd.load(x, at + p * step + j))
         else:
-            for j in range(0, pitch, lanes):
-                simd.store(bank, target + j, simd.load(x, source + j, left - j))
+            for p in range(count):
+                simd.store(bank, to + p * pitch + j, simd.load(x, at + p * step + j, left - j))
 
 
 @njit
@@ -646,28 +657,8 @@ def _turn(x, at, step, rows, columns, out, to, pitch, width):
             simd.tile_store(square, out, target, 0, columns - j, width - i)
 
 
-@njit
-def bank_forward(x, rows, columns, groups, transpose, bank):
-    """bank = the columns of each matrix of x in strips, those of a group together.
-
-    x holds matrices of rows x columns, one after the other, or with `transpose` of columns x rows.
-    """
-    group = columns // groups
-    to = 0
-    for which in range(x.size // max(rows * columns, 1)):
-        for g in range(groups):
-            for j in range(0, group, COLUMNS * simd.lanes(x)):
-                at, left = which * rows * columns, group - j
-                pitch = _pitch(left, x)
-                if transpose:
-                    at += (g * group + j) * rows
-                    _turn(x, at, rows, min(left, pitch), rows, bank, to, pitch, pitch)
-                else:
-                    _pack(x, at + g * group + j, columns, rows, left, bank, to)
-                to += rows * pitch
-
-
-BLOCK_ROWS, BLOCK_STEPS = 240, 512  # of a product: a block of `a` stays in a core's own cache
+BLOCK_ROWS, BLOCK_STEPS = 256, 256  # of a product: a block of `a` stays in a core's own cache
+PACKED_ROWS = 48  # that read a strip of b, for packing it to pay
 
 
 @njit
@@ -724,18 +715,17 @@ def _few_rows(a, b, bias, transpose_b, n, k, m, out):
 
 @njit
 def matmul_forward(
-    a, b, bias, bank, transpose_a, transpose_b, n, k, width_a, first, m, out, tables, tail, block
+    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out, tables, strip, block
 ):
     """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
     All arrays are flat. Matrix number w of a is m x k, or k x width_a transposed, of which columns
-    `first` to first + m are taken: a shard's rows of the product. Each of b is k x n, in strips
-    in `bank`; an empty bank means that b is read as it lies, not transposed, which pays for few
-    rows. A single matrix serves all of out's. An empty bias adds nothing. Without `tables` there
-    are too few rows for tiles, and a is not transposed.
+    `first` to first + m are taken: a shard's rows of the product. A single matrix serves all of
+    out's. An empty bias adds nothing. Without `tables` there are too few rows for tiles, and a is
+    not transposed.
 
-    `block` has room for a block of a transposed a turned straight, which pays for many columns; an
-    empty one says that a is read as it lies.
+    `strip` has room for the steps of a strip of b. `block` has room for a block of a transposed a
+    turned straight, which pays for many columns; an empty one says that a is read as it lies.
     """
     if tables.size == 0:
         _few_rows(a, b, bias, transpose_b, n, k, m, out)
@@ -743,15 +733,11 @@ def matmul_forward(
     row_a, step_a = (1, width_a) if transpose_a else (width_a, 1)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
     pitch_a = BLOCK_STEPS + simd.lanes(out)
-    turned = block.size > 0
     for i in range(min(BLOCK_ROWS, m)):
-        rows[i], places[i] = i * (pitch_a if turned else row_a), i * n
+        rows[i], places[i] = i * (pitch_a if block.size > 0 else row_a), i * n
     taps[0] = 0
-    lanes = simd.lanes(out)
-    columns = (n + lanes - 1) // lanes * lanes
     for which in range(out.size // max(m * n, 1)):
         at_b = which * k * n if b.size > k * n else 0
-        at_bank = which * k * columns if bank.size > k * columns else 0
         for i in range(0, m, BLOCK_ROWS):
             high = min(BLOCK_ROWS, m - i)
             for p in range(0, max(k, 1), BLOCK_STEPS):
@@ -759,17 +745,21 @@ def matmul_forward(
                 source_a, at_a, along = a, (first + i) * row_a + p * step_a, step_a
                 if a.size > m * k:
                     at_a += which * m * k
-                if turned:
+                if block.size > 0:
                     _turn(a, at_a, step_a, steps, high, block, 0, pitch_a, steps)
                     source_a, at_a, along = block, 0, 1
-                for j in range(0, n, COLUMNS * lanes):
-                    pitch, width = _pitch(n - j, out), n - j
-                    source_b, at, apart = bank, at_bank + j * k + p * pitch, pitch
-                    if bank.size == 0 and width >= pitch:
+                for j in range(0, n, COLUMNS * simd.lanes(out)):
+                    width, pitch = n - j, _pitch(n - j, out)
+                    source_b, at, apart = strip, 0, pitch
+                    if transpose_b:
+                        _turn(
+                            b, at_b + j * k + p, k, min(width, pitch), steps,
+                            strip, 0, pitch, pitch,
+                        )  # fmt: skip
+                    elif m >= PACKED_ROWS or width < pitch:
+                        _pack(b, at_b + p * n + j, n, steps, width, strip, 0)
+                    else:
                         source_b, at, apart = b, at_b + p * n + j, n
-                    elif bank.size == 0:
-                        _pack(b, at_b + p * n + j, n, steps, width, tail, 0)
-                        source_b, at = tail, 0
                     _strip(
                         source_a, at_a, rows, taps, steps, along, source_b, at, apart,
                         bias if p + steps == k else bias[:0], j,
@@ -1048,14 +1038,13 @@ def _pixels(extents, stride, image, pitch, pixels):
 
 @njit
 def _convolve(
-    image, at_image, starts, taps, length, depth, bank, at_bank, groups, bias,
+    image, at_image, starts, taps, length, depth, bank, at_bank, groups, group, bias,
     out, at_out, places, count,
 ):  # fmt: skip
     """out[places[q], k] = bias[k] + sum_{t,p} image[starts[q] + taps[t] + p] bank[t length + p, k]
 
-    for q < count and all channels k of out. Return where the bank goes on.
+    for q < count and all k < groups * group. Return where the bank goes on.
     """
-    group = out.shape[3] // groups
     for g in range(groups):
         for k in range(0, group, COLUMNS * simd.lanes(out)):
             first, pitch = g * group + k, _pitch(group - k, out)
@@ -1065,6 +1054,18 @@ def _convolve(
             )  # fmt: skip
             at_bank += taps.size * length * pitch
     return at_bank
+
+
+@njit
+def conv2d_bank(weight, groups, bank):
+    """bank = the filter in strips of k with rows (r, s, c), those of a group together."""
+    rows, columns = weight.shape
+    group = columns // groups
+    weight, to = weight.reshape(-1), 0
+    for g in range(groups):
+        for k in range(0, group, COLUMNS * simd.lanes(bank)):
+            _pack(weight, g * group + k, columns, rows, group - k, bank, to)
+            to += rows * _pitch(group - k, bank)
 
 
 @njit
@@ -1098,8 +1099,9 @@ def conv2d_forward(
             _spread(x, n, images, padding, padded)
             at = 0
         _convolve(
-            image, at, starts, taps[0, : filter_height * runs], length, depth, bank, 0, groups,
-            bias, out, n * height * width * out_channels, places, images * height * width,
+            image.reshape(-1), at, starts, taps[0, : filter_height * runs], length, depth,
+            bank, 0, groups, out_channels // groups, bias,
+            out.reshape(-1), n * height * width * out_channels, places, images * height * width,
         )  # fmt: skip
 
 
@@ -1131,7 +1133,7 @@ def conv2d_bank_turned(weight, stride, dilation, groups, bank):
     """
     filter_height, filter_width, depth, out_channels = weight.shape
     group = out_channels // groups
-    to = 0
+    weight, to = weight.reshape(-1), 0
     for phase in range(stride[0] * stride[1]):
         for g in range(groups):
             for c in range(0, depth, COLUMNS * simd.lanes(bank)):
@@ -1249,11 +1251,36 @@ def conv2d_backward_input(
             )
             group = out_channels // groups
             at_bank = _convolve(
-                image, at, starts[first:], taps[0, :runs], across * group, group, bank, at_bank,
-                groups, no_bias, grad_x, n * height * width * channels, places[first:],
-                images * count,
+                image.reshape(-1), at, starts[first:], taps[0, :runs], across * group, group,
+                bank, at_bank, groups, channels // groups, no_bias,
+                grad_x.reshape(-1), n * height * width * channels, places[first:], images * count,
             )  # fmt: skip
             first += chunk * count
+
+
+def _channels(columns):
+    """Make `few_backward_input`'s loop over pixels, for `columns` channels: a literal in it."""
+
+    @njit
+    def channels(image, at, starts, taps, runs, weight, c, grad_x, at_out, places, first, count):
+        _, _, depth, out_channels = weight.shape
+        for q in range(0, count, ROWS):
+            acc = simd.tile(grad_x, ROWS, columns)
+            here = simd.tile_rows(acc, starts, first + q, count - q)
+            for k in range(0, out_channels, simd.lanes(grad_x)):
+                for t in range(runs):
+                    tap = taps[1, t] * depth + c * out_channels + k
+                    acc = simd.tile_fma_terms(
+                        acc, image, here, at + taps[0, t] + k, weight, tap, out_channels,
+                        out_channels - k,
+                    )  # fmt: skip
+            to = simd.tile_rows(acc, places, first + q, count - q)
+            simd.tile_store_sums(acc, grad_x, to, at_out + c, count - q, columns)
+
+    return channels
+
+
+_one_channel, _two_channels = _channels(1), _channels(2)
 
 
 @njit
@@ -1287,19 +1314,16 @@ def few_backward_input(
             runs, _ = _phase_taps(
                 phase, kernel, stride, dilation, False, out_channels, columns, taps
             )
-            for q in range(0, images * count, ROWS):
-                left = images * count - q
-                for c in range(channels):
-                    acc = simd.tile(grad_x, ROWS, 1)
-                    here = simd.tile_rows(acc, starts, first + q, left)
-                    for k in range(0, out_channels, simd.lanes(grad_x)):
-                        for t in range(runs):
-                            acc = simd.tile_fma_rows(
-                                acc, image, here, at + k + taps[0, t], weight,
-                                taps[1, t] * channels + c * out_channels + k, out_channels - k,
-                            )  # fmt: skip
-                    to = simd.tile_rows(acc, places, first + q, left)
-                    simd.tile_store_sums(acc, grad_x, to, at_out + c, left)
+            for c in range(0, channels - 1, 2):
+                _two_channels(
+                    image, at, starts, taps, runs, weight, c, grad_x, at_out, places, first,
+                    images * count,
+                )  # fmt: skip
+            if channels % 2 == 1:
+                _one_channel(
+                    image, at, starts, taps, runs, weight, channels - 1, grad_x, at_out, places,
+                    first, images * count,
+                )  # fmt: skip
             first += chunk * count
 
 
@@ -1332,6 +1356,8 @@ def conv2d_backward_weight(
         for h in range(height):
             line[n * height + h] = (n * rows + h * stride[0]) * columns * channels
     block = max(1, BLOCK_PIXELS // max(width, 1))
+    flat_image, flat_grad = image.reshape(-1), grad_out.reshape(-1)
+    flat_out, no_bias = grad_weight.reshape(-1), strip[:0]
     grad_weight.fill(0)
     padded.fill(0)
     for n in range(0, x.shape[0], chunk):
@@ -1347,11 +1373,11 @@ def conv2d_backward_weight(
                 for k in range(0, group, COLUMNS * simd.lanes(x)):
                     first, left = g * group + k, group - k
                     source = pixel * out_channels + first
-                    _pack(grad_out, source, out_channels, (last - h) * width, left, strip, 0)
+                    _pack(flat_grad, source, out_channels, (last - h) * width, left, strip, 0)
                     _strip(
-                        image, at + g * depth, starts, line[h:last], width, stride[1] * channels,
-                        strip, 0, _pitch(left, x), strip[:0], 0,
-                        grad_weight, first, places, starts.size, left, True,
+                        flat_image, at + g * depth, starts, line[h:last], width,
+                        stride[1] * channels, strip, 0, _pitch(left, x), no_bias, 0,
+                        flat_out, first, places, starts.size, left, True,
                     )  # fmt: skip
 
 
@@ -1359,6 +1385,8 @@ def conv2d_backward_weight(
 #
 # Channels do not mix: a step multiplies a vector of neighbouring channels of an input pixel by the
 # same channels of a filter tap, and a tile holds them for ROWS output pixels.
+
+PAIR = 2  # vectors of channels
 
 
 @njit
@@ -1369,15 +1397,15 @@ def _depthwise(
 
     for q < count and all c.
     """
-    for c in range(0, channels, COLUMNS * simd.lanes(out)):
+    for c in range(0, channels, PAIR * simd.lanes(out)):
         width = channels - c
         for q in range(0, count, ROWS):
             left = count - q
-            acc = simd.tile(out, ROWS, COLUMNS)
+            acc = simd.tile(out, ROWS, PAIR)
             here = simd.tile_rows(acc, starts, q, left)
             for t in range(taps.size):
                 at, tap = at_image + taps[t] + c, filters[t] + c
-                if width >= COLUMNS * simd.lanes(out):
+                if width >= PAIR * simd.lanes(out):
                     acc = simd.tile_fma_rows(acc, image, here, at, weight, tap)
                 else:
                     acc = simd.tile_fma_rows(acc, image, here, at, weight, tap, width)
@@ -1485,16 +1513,16 @@ def depthwise_backward_weight(
         if padded.size > 0:
             _spread(x, n, images, padding, padded)
             at = 0
-        for c in range(0, channels, COLUMNS * simd.lanes(x)):
+        for c in range(0, channels, PAIR * simd.lanes(x)):
             for t in range(0, count, FILTER_ROWS):
                 left, wide = count - t, channels - c
-                acc = simd.tile(x, FILTER_ROWS, COLUMNS)
+                acc = simd.tile(x, FILTER_ROWS, PAIR)
                 to = simd.tile_rows(acc, taps[1], t, left)
                 acc = simd.tile_load(acc, grad_weight, to, c, left, wide)
                 here = simd.tile_rows(acc, taps[0], t, left)
                 for q in range(images * height * width):
                     pixel, grad = at + starts[q] + c, at_grad + places[q] + c
-                    if wide >= COLUMNS * simd.lanes(x):
+                    if wide >= PAIR * simd.lanes(x):
                         acc = simd.tile_fma_rows(acc, image, here, pixel, grad_out, grad)
                     else:
                         acc = simd.tile_fma_rows(acc, image, here, pixel, grad_out, grad, wide)
@@ -1669,6 +1697,14 @@ def _padded_width(channels, x):
 
 
 @njit
+def _strips_width(channels, x):
+    """Return how many columns channels take in strips."""
+    wide = COLUMNS * simd.lanes(x)
+    whole = channels // wide * wide
+    return whole + _pitch(channels - whole, x) if channels > whole else whole
+
+
+@njit
 def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, tables):
     """Convolve images with filters of 3 x 3, stride 1, from their planes.
 
@@ -1676,13 +1712,14 @@ def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, 
     """
     images, height, width, out_channels = out.shape
     extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
-    depth, group = _padded_width(channels, x), _padded_width(out_channels, x)
+    depth, group = _padded_width(channels, x), _strips_width(out_channels, x)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
     chunk = rows.size
     for q in range(chunk):
         rows[q], places[q] = q * depth, q * group
     taps[0] = 0
     no_bias = planes[:0]
+    flat_inputs, flat_outputs = input_planes.reshape(-1), output_planes.reshape(-1)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
     for first in range(0, total, chunk):
         tiles = min(chunk, total - first)
@@ -1692,8 +1729,8 @@ def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, 
             for k in range(0, out_channels, COLUMNS * lanes):
                 pitch = _pitch(out_channels - k, x)
                 _strip(
-                    input_planes, i * input_planes.shape[1], rows, taps, channels, 1,
-                    planes, at_bank, pitch, no_bias, 0, output_planes,
+                    flat_inputs, i * input_planes.shape[1], rows, taps, channels, 1,
+                    planes, at_bank, pitch, no_bias, 0, flat_outputs,
                     i * output_planes.shape[1] + k, places, tiles, pitch, False,
                 )  # fmt: skip
                 at_bank += channels * pitch
@@ -1741,6 +1778,32 @@ def winograd_backward_input(
 
 
 @njit
+def _output_planes(grad_out, first, tiles, line, planes):
+    """planes[i] = (A dy A^T)[i] in strips of k with rows (tile), with dy a tile of gradients."""
+    _, height, width, out_channels = grad_out.shape
+    extents, lanes, pitch = (height, width), simd.lanes(grad_out), planes.shape[1]
+    for tile in range(tiles):
+        n, top, left = _tile_corner(first + tile, extents)
+        for k in range(0, out_channels, lanes):
+            for j in range(4):
+                y0, y1 = (
+                    _pixel(grad_out, n, top, left + j, k),
+                    _pixel(grad_out, n, top + 1, left + j, k),
+                )
+                y2, y3 = (
+                    _pixel(grad_out, n, top + 2, left + j, k),
+                    _pixel(grad_out, n, top + 3, left + j, k),
+                )
+                _put(line, j * lanes, 4 * lanes, _grad_planes(y0, y1, y2, y3))
+            strip = k - k % (COLUMNS * lanes)
+            at = strip * tiles + tile * _pitch(out_channels - strip, grad_out) + k - strip
+            for i in range(6):
+                y0, y1 = simd.load(line, 4 * i * lanes), simd.load(line, (4 * i + 1) * lanes)
+                y2, y3 = simd.load(line, (4 * i + 2) * lanes), simd.load(line, (4 * i + 3) * lanes)
+                _put(planes, 6 * i * pitch + at, pitch, _grad_planes(y0, y1, y2, y3))
+
+
+@njit
 def winograd_backward_weight(
     x, grad_out, padding, grad_weight, line, input_planes, grad_planes, sums, tables
 ):
@@ -1750,62 +1813,40 @@ def winograd_backward_weight(
     """
     images, height, width, out_channels = grad_out.shape
     extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
-    depth, group = _padded_width(channels, x), _padded_width(out_channels, x)
+    depth, group = _padded_width(channels, x), _strips_width(out_channels, x)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
     for c in range(channels):
         rows[c], places[c] = c, c * group
     taps[0] = 0
-    no_bias = line[:0]
+    no_bias, flat_sums = line[:0], sums.reshape(-1)
+    flat_inputs, flat_grads = input_planes.reshape(-1), grad_planes.reshape(-1)
     chunk = (grad_planes.shape[1] - lanes) // group  # a vector is kept free: see the workspace
     sums.fill(0)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
     for first in range(0, total, chunk):
         tiles = min(chunk, total - first)
         _input_planes(x, first, tiles, extents, padding, line, input_planes)
-        for tile in range(tiles):
-            n, top, left = _tile_corner(first + tile, extents)
-            for k in range(0, out_channels, lanes):
-                strip = k - k % (COLUMNS * lanes)
-                pitch = _pitch(out_channels - strip, x)
-                for j in range(4):
-                    y0, y1 = (
-                        _pixel(grad_out, n, top, left + j, k),
-                        _pixel(grad_out, n, top + 1, left + j, k),
-                    )
-                    y2, y3 = (
-                        _pixel(grad_out, n, top + 2, left + j, k),
-                        _pixel(grad_out, n, top + 3, left + j, k),
-                    )
-                    _put(line, j * lanes, 4 * lanes, _grad_planes(y0, y1, y2, y3))
-                for i in range(6):
-                    y0, y1 = simd.load(line, 4 * i * lanes), simd.load(line, (4 * i + 1) * lanes)
-                    y2, y3 = (
-                        simd.load(line, (4 * i + 2) * lanes),
-                        simd.load(line, (4 * i + 3) * lanes),
-                    )
-                    at = 6 * i * grad_planes.shape[1] + strip * tiles + tile * pitch + k - strip
-                    _put(grad_planes, at, grad_planes.shape[1], _grad_planes(y0, y1, y2, y3))
+        _output_planes(grad_out, first, tiles, line, grad_planes)
         for i in range(PLANES):
             for k in range(0, out_channels, COLUMNS * lanes):
                 pitch = _pitch(out_channels - k, x)
                 _strip(
-                    input_planes, i * input_planes.shape[1], rows, taps, tiles, depth,
-                    grad_planes, i * grad_planes.shape[1] + k * tiles, pitch, no_bias, 0,
-                    sums, i * sums.shape[1] + k, places, channels, pitch, True,
+                    flat_inputs, i * input_planes.shape[1], rows, taps, tiles, depth,
+                    flat_grads, i * grad_planes.shape[1] + k * tiles, pitch, no_bias, 0,
+                    flat_sums, i * sums.shape[1] + k, places, channels, pitch, True,
                 )  # fmt: skip
     for c in range(channels):
         for k in range(0, out_channels, lanes):
+            at, step = c * group + k, sums.shape[1]
             for j in range(6):
-                m0, m1, m2, m3, m4, m5 = _six(
-                    sums, j * sums.shape[1] + c * group + k, 6 * sums.shape[1]
-                )
+                m0, m1, m2, m3, m4, m5 = _six(sums, j * step + at, 6 * step)
                 _put(line, j * lanes, 6 * lanes, _from_filter_planes(m0, m1, m2, m3, m4, m5))
             for r in range(3):
                 m0, m1, m2, m3, m4, m5 = _six(line, 6 * r * lanes, lanes)
                 g = _from_filter_planes(m0, m1, m2, m3, m4, m5)
                 for s in range(3):
-                    at = ((r * 3 + s) * channels + c) * out_channels + k
-                    simd.store(grad_weight, at, g[s], out_channels - k)
+                    to = ((r * 3 + s) * channels + c) * out_channels + k
+                    simd.store(grad_weight, to, g[s], out_channels - k)
 
 
 # =================================================================== pooling

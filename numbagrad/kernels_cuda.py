@@ -792,10 +792,10 @@ def _matmul_forward(a, b, bias, transpose_a, transpose_b, n, k, width_a, first, 
 
 
 def matmul_forward(
-    a, b, bias, bank, transpose_a, transpose_b, n, k, width_a, first, m, out,
-    tables, tail, block, stream,
+    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out,
+    tables, strip, block, stream,
 ):  # fmt: skip
-    """Start a block of threads per tile of `out`; the bank and all workspace are for the CPU."""
+    """Start a block of threads per tile of `out`; all workspace is for the CPU."""
     batch = out.size // max(m * n, 1)
     grid = (-(-m // TILE), -(-n // TILE), min(batch, MAX_GRID_Z))
     args = a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out

@@ -27,7 +27,7 @@ def public(module, kind):
 _LAYOUT = "lays a matrix out for the CPU's register tiles"
 _FASTER = "another way to a result that conv2d's kernels give too"
 CPU_ONLY = {
-    "bank_forward": _LAYOUT,
+    "conv2d_bank": _LAYOUT,
     "conv2d_bank_turned": _LAYOUT,
     "winograd_bank": _LAYOUT,
     "few_backward_input": _FASTER,

@@ -58,7 +58,17 @@ def kernels_of(rows, columns):
         acc = simd.tile_add(acc, x, AT + starts[0], width)
         simd.tile_store(acc, out, simd.tile_rows(acc, places, 0, rows), AT, rows, out.size)
 
-    return product, lanewise, all_of_it
+    @njit
+    def dots(a, starts, b, pitch, places, i, count, width, terms, out):
+        """out[i, j] = sum_l a[i, l] b[j, l] for l < terms, twice: a tile of `count` x `width`."""
+        acc = simd.tile(out, rows, columns)
+        here = simd.tile_rows(acc, starts, i, count)
+        for _ in range(2):
+            acc = simd.tile_fma_terms(acc, a, here, AT, b, AT, pitch, terms)
+        to = simd.tile_rows(acc, places, i, count)
+        simd.tile_store_sums(acc, out, to, AT, count, width)
+
+    return product, lanewise, all_of_it, dots
 
 
 @njit
@@ -102,8 +112,21 @@ def require_equal(result, expected):
 
 def check_tiles(dtype, rows, columns):
     """Check tiles filled to every number of rows and columns."""
-    product, lanewise, all_of_it = kernels_of(rows, columns)
+    product, lanewise, all_of_it, dots = kernels_of(rows, columns)
     most = columns * lanes(dtype)
+    for count in range(1, rows + 1):
+        for width in range(1, columns + 1):
+            for terms in range(1, lanes(dtype) + 1):
+                (to, i), (here, _) = (table(scattered(count, most)) for _ in range(2))
+                pitches = np.arange(columns, dtype=np.int64) * (terms + 1)
+                a, b = normal(dtype, count, terms), normal(dtype, columns, terms)
+                out = filled(to[i:-i], np.full((count, width), np.nan, dtype), UNTOUCHED)
+                dots(
+                    filled(here[i:-i], a, np.nan), here, filled(pitches, b, np.nan), terms + 1,
+                    to, i, count, width, terms, out,
+                )  # fmt: skip
+                value = 2 * (a @ b[:width].T)
+                require_equal(out, filled(to[i:-i], value, UNTOUCHED))
     for count in range(1, rows + 1):
         for width in range(1, most + 1):
             places, starts = scattered(count, width), scattered(count, most + STEPS)
@@ -154,7 +177,7 @@ def check_transpose(dtype):
 
 
 DTYPES = [np.float32, np.float64]
-SHAPES = [(ROWS, COLUMNS), (ROWS, 1), (3, COLUMNS)]
+SHAPES = [(ROWS, COLUMNS), (simd.NARROW_ROWS, 2), (simd.NARROW_ROWS, 1), (3, COLUMNS)]
 
 
 def check_all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -11,9 +12,9 @@ from ..array import FLOATS, Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
 from ..kernels_cpu import BLOCK_PIXELS, PLANES
-from ..simd import TILE_COLUMNS, TILE_ROWS
+from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
 from .elementwise import as_ints, require_arrays, require_float
-from .linalg import bank, nothing, strip_width
+from .linalg import nothing, strip_width
 from .reduction import sum
 
 Pair = tuple[int, int]
@@ -138,7 +139,7 @@ def _forward(x, weight, bias, **window) -> Array:
     way = _way(x.shape, weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
         return apply(_DEPTHWISE, x, weight, bias, none, **window)
-    strips = bank(weight, groups=window["groups"])
+    strips = apply(_BANK, weight, groups=window["groups"])
     if way == "winograd":
         planes = apply(_WINOGRAD_BANK, strips, depth=weight.shape[2], columns=weight.shape[3])
         return apply(_WINOGRAD, x, weight, bias, planes, **window)
@@ -261,14 +262,10 @@ def _by_image(call: Call) -> list[Split]:
     return [Split(images, (1, *(0 for _ in call.inputs[1:])), (1,))]
 
 
-def _cost(x: Spec, weight: Spec, out: Spec) -> tuple[float, float]:
-    macs = out.size * weight.size // max(weight.shape[3], 1)
-    return 2.0 * macs, (x.size + weight.size + out.size) * x.dtype.itemsize
-
-
-def _chunk(extents: Pair) -> int:
-    """Return how many images a kernel takes at a time."""
-    return max(1, TILE_PIXELS // max(size_of(extents), 1))
+def _chunk(images: Spec) -> int:
+    """Return how many of the images a kernel takes at a time."""
+    count, height, width, _ = images.shape
+    return max(1, min(count, TILE_PIXELS // max(height * width, 1)))
 
 
 def _tables(call: Call, *shapes: tuple[int, ...]):
@@ -279,8 +276,8 @@ def _tables(call: Call, *shapes: tuple[int, ...]):
 
 def _pixel_tables(call: Call, kernel: Pair):
     """Room for where pixels start and are kept, and the same of a filter's taps."""
-    extents = _images(call).shape[1:3]
-    pixels = (2, _chunk(extents), size_of(extents))
+    images = _images(call)
+    pixels = (2, _chunk(images), size_of(images.shape[1:3]))
     return _tables(call, pixels, (2, size_of(kernel)))
 
 
@@ -289,8 +286,7 @@ def _padded(call: Call):
     _, h, w, c = call.inputs[0].shape
     if call.padding == (0, 0) or call.device != "cpu":
         return (0, 0, 0, 0), call.inputs[0].dtype
-    chunk = _chunk(_images(call).shape[1:3])
-    shape = (chunk, h + 2 * call.padding[0], w + 2 * call.padding[1], c)
+    shape = (_chunk(_images(call)), h + 2 * call.padding[0], w + 2 * call.padding[1], c)
     return shape, call.inputs[0].dtype
 
 
@@ -301,7 +297,7 @@ def _forward_workspace(call: Call):
 def _backward_input_workspace(call: Call):
     """Room for grad_out with zeros around it, unless it fits as it is, and for the tables."""
     grad_out, weight = call.inputs[:2]
-    shape, fits = [_chunk(call.extents)], call.device != "cpu"
+    shape, fits = [_chunk(call.outputs[0])], call.device != "cpu"
     sides = zip(call.extents, weight.shape, call.stride, call.padding, call.dilation, strict=False)
     shifts = []
     for extent, kernel, stride, padding, dilation in sides:
@@ -317,7 +313,7 @@ def _backward_weight_workspace(call: Call):
     """Room for padded images, the tables, and a strip of grad_out."""
     x, grad_out = call.inputs
     _, height, width, _ = grad_out.shape
-    lines = (_chunk((height, width)), height)
+    lines = (_chunk(grad_out), height)
     strip = max(BLOCK_PIXELS, width) * strip_width(1, x.dtype.itemsize) * TILE_COLUMNS
     return [
         _padded(call),
@@ -327,14 +323,47 @@ def _backward_weight_workspace(call: Call):
 
 
 def _depthwise_backward_weight_workspace(call: Call):
-    extents = call.inputs[1].shape[1:3]
-    pixels = (2, _chunk(extents), size_of(extents))
-    return [_padded(call), *_tables(call, pixels, (2, size_of(call.kernel_size)))]
+    return [_padded(call), *_pixel_tables(call, call.kernel_size)]
+
+
+# A bank is an op of its own, so that shards, and a compiled step's chunks, share one.
+
+
+def _strips_width(columns: int, itemsize: int) -> int:
+    """Return how many columns these take in strips: see `_pitch` in kernels_cpu.py."""
+    vectors = strip_width(columns, itemsize) * itemsize // VECTOR_BYTES
+    rest = vectors % TILE_COLUMNS
+    if 2 * rest > TILE_COLUMNS:
+        rest = TILE_COLUMNS  # a narrower strip would not hold them
+    return (vectors // TILE_COLUMNS * TILE_COLUMNS + rest) * VECTOR_BYTES // itemsize
+
+
+def _bank_infer(weight, *, groups):
+    r, s, depth, k = weight.shape
+    width = _strips_width(k // groups, weight.dtype.itemsize)
+    return (r * s * depth * groups * width,), weight.dtype
+
+
+def _bank_views(call: Call) -> Views:
+    """See the weight as a matrix with columns k."""
+    *rows, columns = call.inputs[0].shape
+    return Views(((size_of(tuple(rows)), columns),), (call.outputs[0].shape,), (call.groups,))
+
+
+_BANK = register(
+    Op(
+        "conv2d_bank",
+        _bank_infer,
+        "conv2d_bank",
+        arrange=_bank_views,
+        split=None,  # a small part of the work of the convolution that reads it
+    )
+)
 
 
 def _turned_infer(weight, *, stride, dilation, groups):
     r, s, depth, k = weight.shape
-    return (r * s * k * strip_width(depth, weight.dtype.itemsize),), weight.dtype
+    return (r * s * k * _strips_width(depth, weight.dtype.itemsize),), weight.dtype
 
 
 _BANK_TURNED = register(
@@ -364,9 +393,9 @@ def _winograd_views(call: Call) -> Views:
 def _winograd_room(call: Call) -> tuple[int, tuple[int, int]]:
     """Return how many tiles there is room for, and the channels of both sides in whole vectors."""
     images = _images(call)
-    other = call.inputs[0]
-    widths = tuple(strip_width(x.shape[3], x.dtype.itemsize) for x in (other, images))
-    room = WINOGRAD_BYTES // (PLANES * images.dtype.itemsize * (widths[0] + widths[1]))
+    itemsize, channels = images.dtype.itemsize, call.inputs[0].shape[3]
+    widths = strip_width(channels, itemsize), _strips_width(images.shape[3], itemsize)
+    room = WINOGRAD_BYTES // (PLANES * itemsize * (widths[0] + widths[1]))
     total = images.shape[0] * _tiles_of(images.shape[1:3])
     return max(1, min(max(room, 4 * TILE_ROWS), total)), widths
 
@@ -413,73 +442,56 @@ _WINOGRAD_BANK = register(
 # Each of the three ops, and the CPU's other ways to the same result.
 
 
-def _forward_op(name: str, arrange, split, workspace) -> Op:
+_PARTS = {
+    # The shape rule, the gradient, the output; and where among the first two inputs and the output
+    # are the convolution's x, weight and out, or their gradients.
+    "forward": (_conv2d_infer, _conv2d_vjp, "out", (0, 1, 2)),
+    "backward_input": (_backward_input_infer, _backward_input_vjp, "grad_x", (2, 1, 0)),
+    "backward_weight": (_backward_weight_infer, _backward_weight_vjp, "grad_weight", (0, 2, 1)),
+}
+
+
+def _op(way: str, part: str, workspace: Callable) -> Op:
+    """Declare a part of a convolution, done in some way."""
+    infer, vjp, output, roles = _PARTS[part]
+
+    def cost(call: Call) -> tuple[float, float]:
+        arrays = *call.inputs[:2], call.outputs[0]
+        x, weight, out = (arrays[role] for role in roles)
+        macs = out.size * weight.size // max(weight.shape[3], 1)
+        return 2.0 * macs, (x.size + weight.size + out.size) * x.dtype.itemsize
+
+    kernel = f"{way}_{part}"
     return register(
         Op(
-            name,
-            _conv2d_infer,
-            name + "_forward",
-            _conv2d_vjp,
-            arrange=arrange,
-            split=split,
+            way if part == "forward" else kernel,
+            infer,
+            kernel,
+            vjp,
+            outputs=(output,),
+            arrange=_winograd_views if way == "winograd" else _views,
+            split=_winograd_split if way == "winograd" else _by_image,
             workspace=workspace,
-            cost=lambda call: _cost(call.inputs[0], call.inputs[1], call.outputs[0]),
+            cost=cost,
         )
     )
 
 
-def _backward_input_op(name: str, arrange, split, workspace) -> Op:
-    return register(
-        Op(
-            name + "_backward_input",
-            _backward_input_infer,
-            name + "_backward_input",
-            _backward_input_vjp,
-            outputs=("grad_x",),
-            arrange=arrange,
-            split=split,
-            workspace=workspace,
-            cost=lambda call: _cost(call.outputs[0], call.inputs[1], call.inputs[0]),
-        )
-    )
+_CONV2D = _op("conv2d", "forward", _forward_workspace)
+_BACKWARD_INPUT = _op("conv2d", "backward_input", _backward_input_workspace)
+_BACKWARD_WEIGHT = _op("conv2d", "backward_weight", _backward_weight_workspace)
 
+_FEW_BACKWARD_INPUT = _op("few", "backward_input", _backward_input_workspace)
 
-def _backward_weight_op(name: str, arrange, split, workspace) -> Op:
-    return register(
-        Op(
-            name + "_backward_weight",
-            _backward_weight_infer,
-            name + "_backward_weight",
-            _backward_weight_vjp,
-            outputs=("grad_weight",),
-            arrange=arrange,
-            split=split,
-            workspace=workspace,
-            cost=lambda call: _cost(call.inputs[0], call.outputs[0], call.inputs[1]),
-        )
-    )
-
-
-_CONV2D = _forward_op("conv2d", _views, _by_image, _forward_workspace)
-_DEPTHWISE = _forward_op("depthwise", _views, _by_image, _forward_workspace)
-_WINOGRAD = _forward_op("winograd", _winograd_views, _winograd_split, _winograd_workspace)
-
-_BACKWARD_INPUT = _backward_input_op("conv2d", _views, _by_image, _backward_input_workspace)
-_DEPTHWISE_BACKWARD_INPUT = _backward_input_op(
-    "depthwise", _views, _by_image, _backward_input_workspace
-)
-_FEW_BACKWARD_INPUT = _backward_input_op("few", _views, _by_image, _backward_input_workspace)
-_WINOGRAD_BACKWARD_INPUT = _backward_input_op(
-    "winograd", _winograd_views, _winograd_split, _winograd_workspace
+_DEPTHWISE = _op("depthwise", "forward", _forward_workspace)
+_DEPTHWISE_BACKWARD_INPUT = _op("depthwise", "backward_input", _backward_input_workspace)
+_DEPTHWISE_BACKWARD_WEIGHT = _op(
+    "depthwise", "backward_weight", _depthwise_backward_weight_workspace
 )
 
-_BACKWARD_WEIGHT = _backward_weight_op("conv2d", _views, _by_image, _backward_weight_workspace)
-_DEPTHWISE_BACKWARD_WEIGHT = _backward_weight_op(
-    "depthwise", _views, _by_image, _depthwise_backward_weight_workspace
-)
-_WINOGRAD_BACKWARD_WEIGHT = _backward_weight_op(
-    "winograd", _winograd_views, _winograd_split, _winograd_workspace
-)
+_WINOGRAD = _op("winograd", "forward", _winograd_workspace)
+_WINOGRAD_BACKWARD_INPUT = _op("winograd", "backward_input", _winograd_workspace)
+_WINOGRAD_BACKWARD_WEIGHT = _op("winograd", "backward_weight", _winograd_workspace)
 
 
 def conv2d(

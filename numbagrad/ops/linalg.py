@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..array import FLOATS, Array, Spec, asarray, size_of
+from ..array import Array, asarray, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
 from ..kernels_cpu import BLOCK_ROWS, BLOCK_STEPS
-from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
+from ..simd import TILE_COLUMNS, VECTOR_BYTES
 from .elementwise import (
     broadcast_shape,
     broadcast_to,
@@ -23,60 +23,19 @@ from .elementwise import (
 from .reduction import sum
 from .shaping import reshape
 
-# When laying operands out anew pays: b in strips, if it does not fit the first cache as it is and
-# serves many rows; a transposed a straight, if it serves many columns.
-BANK_ROWS, BANK_BYTES = 4 * TILE_ROWS, 32 * 1024
-TURNED_COLUMNS = 192
+TURNED_COLUMNS = 192  # that a transposed a serves, for laying it out straight to pay
 FEW_ROWS = 3  # too few for a tile
-SHARD_ROWS = 4 * TILE_ROWS
+SHARD_ROWS = 64  # at least, and four times that if there are enough: each shard packs b anew
 
 
 def _rows_columns(shape: tuple[int, ...], transpose: bool) -> tuple[int, int]:
     return (shape[-1], shape[-2]) if transpose else (shape[-2], shape[-1])
 
 
-# The CPU's kernels read their second operand from a bank: see `bank_forward` in kernels_cpu.py.
-# It is an op of its own, so that shards, and a compiled step's chunks, share one.
-
-
 def strip_width(columns: int, itemsize: int) -> int:
-    """Return how many columns a matrix takes in a bank: whole vectors."""
+    """Return how many columns there are in whole vectors."""
     lanes = VECTOR_BYTES // itemsize
     return -(-columns // lanes) * lanes
-
-
-def _bank_extents(x: Spec, batch: int, transpose: bool) -> tuple[int, int, int]:
-    """Return how many matrices there are, and their rows and columns."""
-    rows, columns = size_of(x.shape[batch:-1]), x.shape[-1]
-    return size_of(x.shape[:batch]), *((columns, rows) if transpose else (rows, columns))
-
-
-def _bank_infer(x, *, batch, groups, transpose):
-    require_float("bank", x)
-    count, rows, columns = _bank_extents(x, batch, transpose)
-    return (count * rows * groups * strip_width(columns // groups, x.dtype.itemsize),), x.dtype
-
-
-def _bank_views(call: Call) -> Views:
-    _, rows, columns = _bank_extents(call.inputs[0], call.batch, call.transpose)
-    return flat(call, rows, columns, call.groups, call.transpose)
-
-
-def _bank_split(call: Call) -> list[Split]:
-    count, rows, columns = _bank_extents(call.inputs[0], call.batch, call.transpose)
-    return [Split(count, (rows * columns,), (call.outputs[0].size // max(count, 1),))]
-
-
-_BANK = register(Op("bank", _bank_infer, "bank_forward", arrange=_bank_views, split=_bank_split))
-
-
-def bank(x: Array, *, batch: int = 0, groups: int = 1, transpose: bool = False) -> Array:
-    """Return matrices' columns in strips, as the CPU's register tiles read them.
-
-    Of x's axes, the first ``batch`` count matrices and the last one is a row; all others are
-    rows. With ``transpose`` each matrix is turned.
-    """
-    return apply(_BANK, x, batch=batch, groups=groups, transpose=transpose)
 
 
 @lru_cache
@@ -85,8 +44,8 @@ def nothing(dtype: np.dtype, device: str) -> Array:
     return asarray(np.zeros(0, dtype), device=device)
 
 
-def _matmul_infer(a, b, bias, bank, *, transpose_a, transpose_b):
-    require_float("matmul", a, b, bias, bank)
+def _matmul_infer(a, b, bias, *, transpose_a, transpose_b):
+    require_float("matmul", a, b, bias)
     m, k = _rows_columns(a.shape, transpose_a)
     k_b, n = _rows_columns(b.shape, transpose_b)
     if k != k_b:
@@ -107,21 +66,20 @@ def _matmul_views(call: Call) -> Views:
 
 
 def _matmul_workspace(call: Call):
-    """Room for tables of the tiles' rows, the last strip of a b without bank, a block of a.
+    """Room for tables of the tiles' rows, a strip of b, a block of a.
 
     There are no tables for products of a few rows, which go without tiles.
     """
-    a, _, _, bank = call.inputs
+    a = call.inputs[0]
     if call.device != "cpu" or _has_few_rows(call.outputs[0].shape[-2], call.transpose_a):
         return [((0, 0), np.int64), ((0,), a.dtype), ((0,), a.dtype)]
     m, n = call.outputs[0].shape[-2:]
     lanes = strip_width(1, a.dtype.itemsize)
-    steps = min(_rows_columns(a.shape, call.transpose_a)[1], BLOCK_STEPS)
     rows = min(m, BLOCK_ROWS)
-    tail = 0 if bank.size or n % lanes == 0 else steps * TILE_COLUMNS * lanes
     turned = call.transpose_a and n >= TURNED_COLUMNS
     block = rows * (BLOCK_STEPS + lanes) if turned else 0
-    return [((3, rows), np.int64), ((tail,), a.dtype), ((block,), a.dtype)]
+    strip = BLOCK_STEPS * TILE_COLUMNS * lanes
+    return [((3, rows), np.int64), ((strip,), a.dtype), ((block,), a.dtype)]
 
 
 def _has_few_rows(rows: int, transpose_a: bool) -> bool:
@@ -130,20 +88,23 @@ def _has_few_rows(rows: int, transpose_a: bool) -> bool:
 
 
 def _matmul_split(call: Call) -> list[Split]:
-    """Cut a batch into matrices, or one product into rows: enough to use what is read of b."""
+    """Cut a batch into matrices, or one product into rows."""
     *batch, m, n = call.outputs[0].shape
     count = size_of(tuple(batch))
     if count != 1:
         steps = [size_of(spec.shape[-2:]) if spec.ndim > 2 else 0 for spec in call.inputs[:2]]
-        strips = call.inputs[3].size // max(count, 1) if steps[1] else 0
-        return [Split(count, (*steps, 0, strips), (m * n,))]
+        return [Split(count, (*steps, 0), (m * n,))]
+
+    grain = SHARD_ROWS
+    while grain < 4 * SHARD_ROWS and 8 * grain <= m:
+        grain *= 2
 
     def rows(scalars, lo, hi):
         # The rows of a transposed a are columns, which no slice holds: it comes whole.
         return (*scalars[:-2], lo if call.transpose_a else 0, hi - lo)
 
     step_a = 0 if call.transpose_a else call.inputs[0].shape[-1]
-    return [Split(m, (step_a, 0, 0, 0), (n,), rows, SHARD_ROWS)]
+    return [Split(m, (step_a, 0, 0), (n,), rows, grain)]
 
 
 def _matmul_cost(call: Call) -> tuple[float, float]:
@@ -170,7 +131,7 @@ def _matmul_vjp(grad_out, a, b, transpose_a, transpose_b, needs, specs):
         grad_b = _over_batch(grad_b, specs[1].shape)
     if needs[2]:
         grad_bias = sum(grad_out, axis=tuple(range(grad_out.ndim - 1)))
-    return grad_a, grad_b, grad_bias, None
+    return grad_a, grad_b, grad_bias
 
 
 def _over_batch(grad: Array, shape: tuple[int, ...]) -> Array:
@@ -202,14 +163,8 @@ def _matmul(
         tall = reshape(a, (size_of(a.shape[:-1]), a.shape[-1]))
         out = _matmul(tall, b, False, transpose_b, bias)
         return reshape(out, (*a.shape[:-1], out.shape[-1]))
-    none = nothing(b.dtype, b.device)
-    strips = none
-    rows = _rows_columns(a.shape, transpose_a)[0]
-    pays = transpose_b or (rows >= BANK_ROWS and b.nbytes >= BANK_BYTES)
-    if b.device == "cpu" and b.dtype in FLOATS and pays and not _has_few_rows(rows, transpose_a):
-        strips = bank(b, batch=b.ndim - 2, transpose=transpose_b)
-    bias = none if bias is None else bias
-    return apply(_MATMUL, a, b, bias, strips, transpose_a=transpose_a, transpose_b=transpose_b)
+    bias = nothing(b.dtype, b.device) if bias is None else bias
+    return apply(_MATMUL, a, b, bias, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
 def matmul(a: Any, b: Any) -> Array:
@@ -238,6 +193,8 @@ def matmul(a: Any, b: Any) -> Array:
         raise ShapeError(f"matmul: needs vectors or matrices, got shapes {a.shape} and {b.shape}")
     if a.dtype.kind != "f":
         raise DTypeError(f"matmul: needs float32 or float64, got {a.dtype}; use x.astype()")
+    if a.ndim == b.ndim == 2:
+        return _matmul(a, b, False, False)
     vector_a, vector_b = a.ndim == 1, b.ndim == 1
     if a.shape[-1] != b.shape[0 if vector_b else -2]:
         raise ShapeError(

@@ -3,8 +3,8 @@
 import numpy as np
 
 import numbagrad as ng
-from numbagrad.kernels_cpu import BLOCK_ROWS, BLOCK_STEPS
-from numbagrad.ops.linalg import BANK_BYTES, BANK_ROWS, FEW_ROWS, TURNED_COLUMNS, _matmul
+from numbagrad.kernels_cpu import BLOCK_ROWS, BLOCK_STEPS, PACKED_ROWS
+from numbagrad.ops.linalg import FEW_ROWS, TURNED_COLUMNS, _matmul
 from numbagrad.simd import TILE_ROWS
 from numbagrad.testing import Case
 
@@ -80,20 +80,19 @@ CASES = [
 
 # Cases for the CPU alone: too large for the simulator.
 CPU_CASES = [
-    # Past one strip of b and past two, with all columns or a rest; b as it lies, and in a bank.
-    *[turned(False, False, m=m, n=n) for m in (3, BANK_ROWS + 1) for n in (16, 33, 48, 50, 96)],
-    *[turned(a, b, m=BANK_ROWS + 1, n=50) for a, b in [(True, False), (False, True), (True, True)]],
-    *[turned(False, False, m=BANK_ROWS + 1, n=n, k=BANK_BYTES // 4 // n + 1) for n in (33, 48, 50)],
+    # Past one strip of b and past two, with all columns or a rest; b as it lies, and packed.
+    *[turned(False, False, m=m, n=n) for m in (5, PACKED_ROWS) for n in (16, 33, 48, 64, 70, 146)],
+    *[turned(a, b, m=PACKED_ROWS, n=70) for a, b in [(True, False), (False, True), (True, True)]],
     *[turned(a, b, m=m, n=33) for m in (1, FEW_ROWS) for a in BOTH for b in BOTH],
     *[turned(a, b, (2,), m=FEW_ROWS, n=33) for a in BOTH for b in BOTH],
     # A transposed a that is turned.
     *[turned(True, b, m=m, n=TURNED_COLUMNS + 1) for m in (5, BLOCK_ROWS + 1) for b in BOTH],
     turned(True, False, m=5, n=TURNED_COLUMNS, k=BLOCK_STEPS + 1),
     # Past a block of a.
-    *[turned(a, b, m=m, k=BLOCK_STEPS + 1) for m in (3, BANK_ROWS) for a in BOTH for b in BOTH],
+    *[turned(a, b, m=m, k=BLOCK_STEPS + 1) for m in (3, PACKED_ROWS) for a in BOTH for b in BOTH],
     *[turned(a, False, m=BLOCK_ROWS + 1) for a in BOTH],
-    *[turned(a, b, (3,), m=BANK_ROWS, n=17) for a in BOTH for b in BOTH],
+    *[turned(a, b, (3,), m=PACKED_ROWS, n=17) for a in BOTH for b in BOTH],
     linear(3, 5, width=50),
-    linear(2, BANK_ROWS, 3, width=33),
-    linear(BANK_ROWS, BLOCK_STEPS + 1),
+    linear(2, PACKED_ROWS, 3, width=33),
+    linear(PACKED_ROWS, BLOCK_STEPS + 1),
 ]
