@@ -23,6 +23,7 @@ FORMULAS = {
     "erf": "error_function",
     "exp": "exponential",
     "gelu": "gelu",
+    "gelu_backward": "gelu_backward",
     "leaky_relu": "leaky_relu",
     "leaky_relu_backward": "leaky_relu_backward",
     "log": "logarithm",
@@ -34,9 +35,11 @@ FORMULAS = {
     "relu": "relu",
     "relu_backward": "relu_backward",
     "sigmoid": "sigmoid",
+    "sigmoid_backward": "sigmoid_backward",
     "sqrt": "square_root",
     "subtract": "subtract",
     "tanh": "hyperbolic_tangent",
+    "tanh_backward": "tanh_backward",
 }
 FULL, SCALAR, ROW, COLUMN = "full", "scalar", "row", "column"
 

@@ -341,7 +341,8 @@ def _settle(region: Region, chunk: int | None, dynamic: bool) -> None:
         _scratch(region)
         return
     each, fixed, partial = _unit_bytes(region)
-    grain = max([-(-node.cut.split.grain // node.cut.per) for node in region.nodes])
+    heaviest = max(region.nodes, key=lambda node: node.nanoseconds)
+    grain = -(-heaviest.cut.split.grain // heaviest.cut.per)
     # Beside what fits the cache: a kernel wants enough to work on, and what each chunk adds to
     # partial results should be little beside what it computes.
     least = max(grain, PARTIAL_SHARE * partial // each)
