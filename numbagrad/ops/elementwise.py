@@ -265,7 +265,7 @@ def _binary(name: str, vjp: Any, result: Any = None, kinds: str = "fiu") -> Op:
 
 def _unbroadcast(grad: Array, spec: Spec) -> Array:
     """Sum a gradient over the axes along which its operand was repeated."""
-    if grad.shape == spec.shape:
+    if grad.spec.shape == spec.shape:
         return grad
     extra = grad.ndim - len(spec.shape)
     repeated = tuple(
@@ -281,7 +281,7 @@ def _each(needs: tuple[bool, ...], specs: tuple[Spec, ...], *gradients: Any) -> 
     return tuple(
         [
             _unbroadcast(gradient(), spec) if needed else None
-            for needed, spec, gradient in zip(needs, specs, gradients, strict=True)
+            for needed, spec, gradient in zip(needs, specs, gradients)
         ]
     )
 
