@@ -251,7 +251,7 @@ def _walk(
                     raise TypeError(
                         f"{node.op.name}: its vjp gave a {type(gradient).__name__}, not an Array"
                     )
-                if gradient.spec != spec:
+                if gradient.spec is not spec and gradient.spec != spec:
                     raise ShapeError(
                         f"{node.op.name}: its vjp gave a gradient of shape {gradient.shape}, "
                         f"dtype {gradient.dtype} on {gradient.device!r} for an input of shape "

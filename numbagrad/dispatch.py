@@ -326,6 +326,8 @@ _PLAIN = (int, str, type(None))  # types whose values are equal to no other type
 
 def _typed(value: Any) -> tuple:
     """Return a parameter as part of a key: 1 is not True there, 0.0 not -0.0, and NaN is NaN."""
+    if type(value) is float and value and value == value:
+        return float, value  # the usual case: repr takes as long as a small kernel
     if type(value) is tuple:
         return tuple([v if type(v) in _PLAIN else _typed(v) for v in value])
     return type(value), repr(value) if isinstance(value, (float, np.floating)) else value
