@@ -78,6 +78,7 @@ class Array:
     """
 
     __slots__ = ("__weakref__", "_data", "_grad", "_node", "requires_grad", "spec")
+    version = 0  # a `State` counts its changes
     __array_priority__ = 1000  # NumPy's operators leave mixed expressions to ours
     __array_ufunc__ = None
 

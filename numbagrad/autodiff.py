@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from . import dispatch
-from .array import FLOATS, Array, Spec, State, asarray
-from .dispatch import Op, state
+from .array import FLOATS, Array, Spec, asarray
+from .dispatch import Op, spec_of, state
 from .errors import DTypeError, GraphError, ShapeError
 
 _order = itertools.count()
@@ -42,17 +42,25 @@ class Node:
 
     __slots__ = ("op", "order", "params", "parents", "saved", "specs")
 
+    # Plain loops and tuples: comprehensions and objects would take as long as a small op's kernel.
     def __init__(self, op: Op, inputs, outputs, params):
         self.op = op
         self.params = params
         self.order = next(_order)
-        self.parents = tuple([(x._node or x) if x.requires_grad else None for x in inputs])
-        self.specs = tuple([x.spec for x in inputs])
-        self.saved = {name: _as_now(inputs[position]) for name, position in op.vjp_inputs}
+        parents = []
+        for x in inputs:
+            parents.append((x._node or x) if x.requires_grad else None)
+        self.parents = parents
+        self.specs = tuple(map(spec_of, inputs))
+        saved = {}
+        for name, position in op.vjp_inputs:
+            x = inputs[position]
+            saved[name] = x, x._data, x._node, x.requires_grad, x.version
         for name, position in op.vjp_outputs:
-            # Without its node: an output that the node holds and that holds the node would
-            # be a cycle, and its memory would wait for the garbage collector.
-            self.saved[name] = Array(outputs[position]._data, outputs[position].spec)
+            # Not the object: an output that the node holds and that holds the node would be a
+            # cycle, and its memory would wait for the garbage collector.
+            saved[name] = outputs[position]._data, outputs[position].spec
+        self.saved = saved
 
     def gradients(self, grad_out: Array) -> tuple[Array | None, ...]:
         """Return the gradient of each input, given that of the output."""
@@ -63,11 +71,11 @@ class Node:
                 "result again, or call the first backward(retain_graph=True)"
             )
         arguments = {}
-        for name, saved in self.saved.items():
-            arguments[name] = saved.restore(op) if isinstance(saved, _Original) else saved
+        for name, _ in op.vjp_inputs:
+            arguments[name] = _restore(op, *self.saved[name])
         for name, position in op.vjp_outputs:
+            arguments[name] = out = Array(*self.saved[name])
             if position == 0:  # the one that is differentiated: it gets its node back
-                arguments[name] = out = _own(self.saved[name])
                 out._node, out.requires_grad = self, True
         for name in op.vjp_others:
             if name == "needs":
@@ -86,10 +94,18 @@ class Node:
         return grads
 
 
-def _as_now(array: Array) -> Array | _Original:
-    """Return an array as it is now, whatever its object is given later."""
-    is_leaf = array.requires_grad and array._node is None
-    return _Original(array) if is_leaf or isinstance(array, State) else _own(array)
+def _restore(op: Op, x: Array, data, node: Node | None, requires_grad: bool, version: int) -> Array:
+    """Return an input as it was when the op ran: the very object, unless it has changed since."""
+    if x.version != version:
+        raise GraphError(
+            f"{op.name}: a Parameter or Buffer of shape {x.shape} that this gradient needs was "
+            "changed after the op ran; call backward() before the optimiser's step()"
+        )
+    if x._data is data and x._node is node and x.requires_grad is requires_grad:
+        return x  # if it is a leaf, it gets the gradient's gradient
+    before = Array(data, x.spec)
+    before._node, before.requires_grad = node, requires_grad
+    return before
 
 
 def _own(array: Array) -> Array:
@@ -99,33 +115,9 @@ def _own(array: Array) -> Array:
     return own
 
 
-class _Original:
-    """A leaf or a state that a gradient needs: the very object, unless it has changed since."""
-
-    __slots__ = ("array", "data", "version")
-
-    def __init__(self, array: Array):
-        self.array = array
-        self.data = array._data
-        self.version = array.version if isinstance(array, State) else None
-
-    def restore(self, op: Op) -> Array:
-        if self.version is not None and self.array.version != self.version:
-            raise GraphError(
-                f"{op.name}: a Parameter or Buffer of shape {self.array.shape} that this "
-                "gradient needs was changed after the op ran; call backward() before the "
-                "optimiser's step()"
-            )
-        if self.array._data is self.data:
-            return self.array  # the leaf itself, so that it gets the gradient's gradient
-        before = Array(self.data, self.array.spec)  # the leaf was assigned to
-        before.requires_grad = True
-        return before
-
-
 def _record(op: Op, inputs, outputs, params) -> None:
     output = outputs[0]
-    if output.dtype not in FLOATS:
+    if output.spec.dtype.kind != "f":
         return
     output._node = Node(op, inputs, outputs, params)
     output.requires_grad = True
@@ -252,14 +244,14 @@ def _walk(
             gradients = node.gradients(pending.pop(id(node)))
             if not retain_graph:
                 node.saved = None
-            for parent, spec, gradient in zip(node.parents, node.specs, gradients, strict=True):
+            for parent, spec, gradient in zip(node.parents, node.specs, gradients):
                 if parent is None or gradient is None:
                     continue
                 if not isinstance(gradient, Array):
                     raise TypeError(
                         f"{node.op.name}: its vjp gave a {type(gradient).__name__}, not an Array"
                     )
-                if gradient.spec != spec:
+                if gradient.spec is not spec and gradient.spec != spec:
                     raise ShapeError(
                         f"{node.op.name}: its vjp gave a gradient of shape {gradient.shape}, "
                         f"dtype {gradient.dtype} on {gradient.device!r} for an input of shape "

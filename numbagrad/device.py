@@ -155,7 +155,8 @@ pool = Pool()
 class _Arena(threading.local):
     """Memory that a Python thread's kernels use one after the other, as workspace.
 
-    It is as large as the most that one of them wanted, and stays in cache from one to the next.
+    It is as large as the most that one of them wanted, never shrinks, and stays in cache from one
+    to the next.
     """
 
     def __init__(self):
@@ -174,7 +175,8 @@ class Workspace:
     wanted
         Shape and dtype of each.
     copies
-        If given, each array is as many, along a new first axis: one for each thread.
+        If given, each array is as many, along a new first axis: one for each shard or thread,
+        whichever are fewer.
     """
 
     def __init__(self, wanted: Sequence[tuple], copies: int | None = None):

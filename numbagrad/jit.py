@@ -384,6 +384,7 @@ def entry_point(kernel: Callable, arguments: Sequence[object]) -> Callable:
     return kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
 
 
+@global_compiler_lock  # two threads may ask for the same one
 def entry_address(kernel: Callable, arguments: Sequence[object]) -> int:
     """Return the address of a second way into a kernel, which reads its arguments from words.
 
@@ -432,7 +433,6 @@ _entries: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by the kern
 _numbers = itertools.count()
 
 
-@global_compiler_lock
 def _compile_entry(result: CompileResult):
     """Compile ``int32 entry(int64 *words, int64 thread)``, which calls a kernel."""
     context = result.target_context

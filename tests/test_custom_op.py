@@ -42,7 +42,7 @@ def test_custom_op(kernel):
 
 
 def test_on_threads():
-    x = np.linspace(-2, 2, 200_000, dtype=np.float32)
+    x = np.linspace(-2, 2, 400_000, dtype=np.float32)
     cube = make_cube()
     np.testing.assert_array_equal(cube(ng.asarray(x)).numpy(), x * x * x)
     (plan,) = cube.op._plans.values()

@@ -115,7 +115,9 @@ class Trace:
     def note(self, leaf: Array) -> None:
         """Remember an array from outside as it is now, before the traced function changes it."""
         if not isinstance(leaf._data, Symbol) and id(leaf) not in self._leaves:
-            self._leaves[id(leaf)] = _Leaf(leaf, leaf.grad, getattr(leaf, "version", None))
+            self._leaves[id(leaf)] = _Leaf(
+                leaf, leaf.grad, leaf.version if isinstance(leaf, State) else None
+            )
 
     def stage(
         self,

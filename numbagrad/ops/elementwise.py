@@ -265,7 +265,7 @@ def _binary(name: str, vjp: Any, result: Any = None, kinds: str = "fiu") -> Op:
 
 def _unbroadcast(grad: Array, spec: Spec) -> Array:
     """Sum a gradient over the axes along which its operand was repeated."""
-    if grad.shape == spec.shape:
+    if grad.spec.shape == spec.shape:
         return grad
     extra = grad.ndim - len(spec.shape)
     repeated = tuple(
@@ -278,12 +278,10 @@ def _unbroadcast(grad: Array, spec: Spec) -> Array:
 
 def _each(needs: tuple[bool, ...], specs: tuple[Spec, ...], *gradients: Any) -> tuple:
     """Compute the gradients that are asked for, each summed to its operand's shape."""
-    return tuple(
-        [
-            _unbroadcast(gradient(), spec) if needed else None
-            for needed, spec, gradient in zip(needs, specs, gradients, strict=True)
-        ]
-    )
+    found = []  # a loop, as a comprehension takes longer
+    for needed, spec, gradient in zip(needs, specs, gradients):
+        found.append(_unbroadcast(gradient(), spec) if needed else None)
+    return tuple(found)
 
 
 # --------------------------------------------------------------- arithmetic
