@@ -650,15 +650,11 @@ class _Shards:
             for shard in range(self.count):
                 self.kernel(*self._arguments(shard, inputs, outs, scratch))
         else:
-            if state.threads != _threads:
-                numba.set_num_threads(_threads)
-                state.threads = _threads
             now = np.zeros(self.words.shape[1], np.int64)
             now[self.addresses] = _addresses([*inputs, *outs, *scratch])
-            words, status = self.words + now, np.empty(self.count, np.int32)
-            _run_shards(self.entry, words, status, self.one_each)
-            if any(status.tolist()):
-                self._raise_again(int(np.flatnonzero(status)[0]), inputs, outs, scratch)
+            failed = run_rows(self.entry, self.words + now, self.one_each)
+            if failed >= 0:
+                self._raise_again(failed, inputs, outs, scratch)
         for out, part, rows in zip(outputs, outs, self.split.outputs):
             if rows == "sum":
                 _sum_partials(part.reshape(-1), self.count, size_of(out.shape), out.reshape(-1))
@@ -692,41 +688,42 @@ def _sum_partials(parts: np.ndarray, count: int, size: int, out: np.ndarray) -> 
     devices.backend("cpu").kernels.sum_forward(parts, count, size, parts.dtype.type(1), out)
 
 
-def run_rows(entry: int, words: np.ndarray, status: np.ndarray) -> None:
-    """Run, spread over threads, what lies at `entry` once for each row of arguments in `words`.
+def run_rows(entry: int, words: np.ndarray, one_each: bool) -> int:
+    """Run what lies at `entry` once for each row of `words`, its arguments, spread over threads.
 
-    Arrays with a distance in `words` are given to each thread its own.
+    With `one_each` every row has workspace of its own, else every thread. Returns the first row
+    for which the kernel raised, or -1.
     """
+    if _threads == 1 or len(words) == 1:
+        return _run_in_turn(entry, words)
     if state.threads != _threads:
         numba.set_num_threads(_threads)
         state.threads = _threads
-    if len(words) == 1 or _threads == 1:
-        failed = _run_in_turn(entry, words)
-    else:
-        _run_shards(entry, words, status, False)
-        failed = status.any()
-    if failed:
-        raise RuntimeError("a kernel failed")
+    return _run_on_threads(entry, words, one_each)
 
 
 @njit
 def _run_in_turn(entry, words):
-    """Run a kernel on each row of arguments, all on the calling thread."""
-    failed = 0
+    """Run each row on the calling thread."""
+    failed = -1
     for row in range(words.shape[0]):
-        failed |= start(entry, words, row, 0)
+        if start(entry, words, row, 0) != 0 and failed < 0:
+            failed = row
     return failed
 
 
 @njit(parallel=True)
-def _run_shards(entry, words, status, one_each):
-    """Run a kernel on its shards, spread over threads; each has a row of words, its arguments.
-
-    With `one_each` every shard has workspace of its own, else every thread.
-    """
-    for shard in prange(status.size):
-        room = np.int64(shard) if one_each else np.int64(get_thread_id())
-        status[shard] = start(entry, words, shard, room)
+def _run_on_threads(entry, words, one_each):
+    """Run the rows on Numba's threads."""
+    status = np.empty(words.shape[0], np.int32)
+    for row in prange(status.size):
+        room = np.int64(row) if one_each else np.int64(get_thread_id())
+        status[row] = start(entry, words, row, room)
+    failed = -1
+    for row in range(status.size):
+        if status[row] != 0 and failed < 0:
+            failed = row
+    return failed
 
 
 # ----------------------------------------------------------------- threads

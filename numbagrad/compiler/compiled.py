@@ -135,8 +135,7 @@ class Executable:
             [[word for argument in row for word in words_of(argument)] for row in rows], np.int64
         )
         words[:, 4] = -(-size // LINE) * LINE  # from one thread's scratch to the next
-        status = np.zeros(region.shards, np.int32)
-        return partial(dispatch.run_rows, entry, words, status)
+        return partial(_run_region, function.__name__, entry, words)
 
     # -------------------------------------------------------------------- run
 
@@ -210,6 +209,11 @@ class Executable:
         if buffer.source == "argument" or buffer in kept or buffer.source == "leaf":
             return self._array(ref, args, kept)
         return None
+
+
+def _run_region(name: str, entry: int, words: np.ndarray) -> None:
+    if dispatch.run_rows(entry, words, False) >= 0:
+        raise RuntimeError(f"a kernel raised in {name}; run the function itself to see which")
 
 
 def _run_in_turn(function, rows) -> None:
