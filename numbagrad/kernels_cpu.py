@@ -948,14 +948,14 @@ def sgd_update(param, grad, lr, weight_decay, out):
 def momentum_update(param, grad, velocity, lr, weight_decay, momentum, nesterov, out, new_velocity):
     """v = momentum velocity + g;  out = param - lr v, with g as in `sgd_update`.
 
-    Nesterov's step looks ahead: out = param - lr (g + momentum v).
+    Nesterov's step looks ahead: out = param - lr (g + momentum v). A tiny v becomes 0.
     """
     rate = param.dtype.type(lr[0])
     for i in range(0, param.size, simd.lanes(param)):
         n = param.size - i
         p = simd.load(param, i, n)
         g = simd.load(grad, i, n) + weight_decay * p
-        v = momentum * simd.load(velocity, i, n) + g
+        v = vector.settled(momentum * simd.load(velocity, i, n) + g)
         simd.store(new_velocity, i, v, n)
         step = g + momentum * v if nesterov else v
         simd.store(out, i, p - rate * step, n)
@@ -971,6 +971,7 @@ def adam_update(
 
     g = grad + l2 param;  m = mean + rest1 (g - mean);  s = square + rest2 (g^2 - square)
     out = (1 - lr decay) param - lr m / (1 - beta1^t) / (sqrt(s / (1 - beta2^t)) + eps)
+    Tiny m and s become 0.
     """
     number = param.dtype.type
     t = number(steps[0])
@@ -983,9 +984,9 @@ def adam_update(
         p = simd.load(param, i, n)
         g = simd.load(grad, i, n) + l2 * p
         m = simd.load(mean, i, n)
-        m += rest1 * (g - m)
+        m = vector.settled(m + rest1 * (g - m))
         s = simd.load(square, i, n)
-        s += rest2 * (g * g - s)
+        s = vector.settled(s + rest2 * (g * g - s))
         simd.store(new_mean, i, m, n)
         simd.store(new_square, i, s, n)
         simd.store(out, i, kept * p - m_scale * m / (simd.sqrt(s * s_scale) + eps), n)

@@ -1019,13 +1019,13 @@ def _momentum_update(
 ):
     """out = param - lr v, or Nesterov's param - lr (g + momentum v).
 
-    v = momentum velocity + g, with g = grad + weight_decay param.
+    v = momentum velocity + g, with g = grad + weight_decay param. A tiny v becomes 0.
     """
     i = cuda.grid(1)
     if i < out.size:
         p = param[i]
         g = grad[i] + weight_decay * p
-        v = momentum * velocity[i] + g
+        v = scalar.settled(momentum * velocity[i] + g)
         new_velocity[i] = v
         step = g + momentum * v if nesterov else v
         out[i] = p - param.dtype.type(lr[0]) * step
@@ -1049,6 +1049,7 @@ def _adam_update(
 
     g = grad + l2 param;  m = mean + rest1 (g - mean);  s = square + rest2 (g^2 - square)
     out = (1 - lr decay) param - lr m / (1 - beta1^t) / (sqrt(s / (1 - beta2^t)) + eps)
+    Tiny m and s become 0.
     """
     i = cuda.grid(1)
     if i < out.size:
@@ -1057,8 +1058,8 @@ def _adam_update(
         rate = number(lr[0])
         p = param[i]
         g = grad[i] + l2 * p
-        m = mean[i] + rest1 * (g - mean[i])
-        s = square[i] + rest2 * (g * g - square[i])
+        m = scalar.settled(mean[i] + rest1 * (g - mean[i]))
+        s = scalar.settled(square[i] + rest2 * (g * g - square[i]))
         new_mean[i] = m
         new_square[i] = s
         m_hat = m / -expm1(t * log1)

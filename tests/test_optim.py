@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import numbagrad as ng
+from numbagrad import dispatch
 from numbagrad.layers import Buffer, Parameter, Sequential
 from numbagrad.optim import SGD, Adam, AdamW
 
@@ -195,3 +196,26 @@ def test_a_gradient_of_another_shape_is_refused():
 def test_takes_a_generator_and_shows_itself():
     model = Sequential(ng.layers.Linear(2, 3))
     assert repr(Adam(model.parameters(), lr=0.1)) == "Adam(9 parameters, lr=0.1)"
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("momentum_update", {"weight_decay": 0.0, "momentum": 0.9, "nesterov": False}),
+        (
+            "adam_update",
+            {"beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "decoupled": False},
+        ),
+    ],
+)
+def test_tiny_moments_become_zero(name, params):
+    # Numbers with fewer digits than float32 has slow processors down several times.
+    moment = ng.asarray(np.float32([1e-38, -1e-38, 1e-30, -1e-30]))
+    zeros, lr = ng.asarray(np.zeros(4, np.float32)), ng.asarray(np.float32(0.1))
+    inputs = (zeros, zeros, moment, lr)
+    if name == "adam_update":
+        inputs = (zeros, zeros, moment, moment * moment, lr, ng.asarray(np.int64(3)))
+    for kept in ng.apply(dispatch.registry[name], *inputs, **params)[1:]:
+        assert (kept.numpy()[:2] == 0).all()
+    kept = ng.apply(dispatch.registry[name], *inputs, **params)[1].numpy()
+    np.testing.assert_allclose(kept[2:], 0.9 * moment.numpy()[2:], rtol=1e-6)
