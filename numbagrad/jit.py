@@ -362,6 +362,8 @@ def njit(function: Callable | None = None, *, parallel: bool = False) -> Callabl
         "parallel": parallel,
         "boundscheck": None,
         "error_model": "numpy",  # 1 / 0 is inf, as in NumPy, not an exception
+        # Ours allocate nothing, and so count no references: a tenth less to compile.
+        "_nrt": parallel or not is_settled(function, OURS),
         "no_cfunc_wrapper": True,  # nobody calls kernels from C: a tenth less to compile
     }
     return Kernel(function, {}, options)

@@ -190,6 +190,36 @@ def test_methods():
     assert Trainer([3.0, 3.0]).run(x).tolist() == [3.0, 6.0]
 
 
+def test_one_source_for_all_batch_sizes():
+    weight = L.Parameter(np.ones((3, 2), np.float32))
+
+    @ng.compile(dynamic=["batch"])
+    def step(x):
+        weight.grad = None
+        loss = (ng.relu(x @ weight) * x.sum(axis=1, keepdims=True)).mean()
+        loss.backward()
+        return loss
+
+    sources = set()
+    for rows in (64, 48, 80, 200):
+        x = np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32)
+        value = step(ng.asarray(x)).item()
+        sources.add(step.source)
+        out = x @ np.ones((3, 2))
+        expected = (np.maximum(out, 0) * x.sum(axis=1, keepdims=True)).mean()
+        assert value == pytest.approx(expected, rel=1e-5)
+        slope = x.T @ ((out > 0) * x.sum(axis=1, keepdims=True)) / (2 * rows)
+        np.testing.assert_allclose(weight.grad.numpy(), slope, rtol=1e-4, atol=1e-6)
+    assert len(sources) == 1
+    (source,) = sources
+    assert "batch" in source
+
+
+def test_bad_dynamic():
+    with pytest.raises(ValueError, match=r'\[\] or \["batch"\]'):
+        ng.compile(lambda x: x, dynamic="batch")
+
+
 # ------------------------------------------------------- arguments, results
 
 

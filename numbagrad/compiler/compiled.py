@@ -31,7 +31,7 @@ REMEMBERED = 100  # calls
 def load_module(text: str, name: str):
     """Write source into the cache and import it; the same text is the same module."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    module_name = f"numbagrad_compiled_{digest}"
+    module_name = f"numbagrad.compiled_{digest}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     folder = cache_dir() / "compiled"

@@ -26,7 +26,7 @@ from .graph import Buffer, Combine, Node, Ref, Region, affine_scalars, units_of
 from .linkage import user_kernels
 from .plan import Plan
 
-_INTEGERS = re.compile(r"(?<![\w.])(\d+)(?![\w.])")
+_NUMBERS = re.compile(r"(np\.float\d+\([^()]*\)|(?<![\w.])\d+(?![\w.]))")
 RESERVED = ("memory", "scratch", "shard", "first", "stop", "lo", "n", "here", "np", "min")
 DTYPES = {"bool": "boolean"}  # names in Numba that are not NumPy's
 
@@ -76,25 +76,37 @@ class Source:
         batch
             The extent of the batch here.
         """
-        pieces, others = _INTEGERS.split(self.text), _INTEGERS.split(other.text)
+        pieces, others = _NUMBERS.split(self.text), _NUMBERS.split(other.text)
         if pieces[::2] != others[::2]:
             return
-        names: dict[str, int] = {}  # a number's name -> its slot
+        names: dict[tuple[str, str], str] = {}  # what a number is in both: its name
+        values: dict[str, str] = {}  # a name: how it is read
         for k in range(1, len(pieces), 2):
-            if pieces[k] != others[k]:
-                value, doubled = int(pieces[k]), int(others[k])
-                name = f"size_{len(names)}"
-                if value % batch == 0 and doubled == 2 * value:
-                    name = "batch" if value == batch else f"batch_times_{value // batch}"
-                if name not in names:
-                    names[name] = len(self.slots)
+            both = pieces[k], others[k]
+            if both[0] == both[1]:
+                continue
+            if both not in names:
+                slot = f"memory[{len(self.slots)}]"
+                if both[0].startswith("np."):
+                    dtype = both[0][len("np.") :].partition("(")[0]
+                    number = float(both[0].partition("(")[2][:-1])
+                    self.slots.append(np.array([number], dtype))
+                    names[both] = f"number_{len(names)}"
+                    values[names[both]] = f"array_at({slot}, (1,), {dtype})[0]"
+                else:
+                    value, doubled = map(int, both)
                     self.slots.append(value)
-                pieces[k] = name
+                    names[both] = f"size_{len(names)}"
+                    if value % batch == 0 and doubled == 2 * value:
+                        times = value // batch
+                        names[both] = "batch" if times == 1 else f"batch_times_{times}"
+                    values[names[both]] = slot
+            pieces[k] = names[both]
         functions = "".join(pieces).split("\n@njit\n")
         for k, function in enumerate(functions):
             lines = [
-                f"    {name} = memory[{slot}]\n"
-                for name, slot in names.items()
+                f"    {name} = {value}\n"
+                for name, value in values.items()
                 if re.search(rf"\b{name}\b", function)
             ]
             head, here, body = function.partition("    here = scratch.ctypes.data\n")

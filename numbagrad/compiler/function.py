@@ -49,7 +49,8 @@ def compile(
     dynamic
         ``["batch"]`` writes source that serves any extent of the batch, the first axis of the first
         array: a last, shorter batch is planned anew, in some hundredths of a second, but nothing is
-        compiled for it. It runs at its true size, without padding.
+        compiled for it, unless it is so small that other kernels serve it. It runs at its true
+        size, without padding.
     chunk
         How many rows of the batch are walked at a time; by default as many as fit a core's own
         cache.

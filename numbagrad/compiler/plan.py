@@ -13,12 +13,12 @@ even ones stand the nodes that see whole arrays. Each node runs as early as its 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..array import Array, size_of
+from ..array import Array, Spec, size_of
 from ..dispatch import (
     MAX_PARTIAL_SHARDS,
     MAX_SHARDS,
@@ -29,7 +29,7 @@ from ..dispatch import (
 )
 from ..ops.elementwise import COPY
 from .fuse import fuse
-from .graph import Buffer, Combine, Cut, Node, Ref, Region, cut_of, is_local, units_of
+from .graph import Buffer, Combine, Cut, Node, Ref, Region, cut_of, is_local, units_of, workspace_of
 from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
 
 PARTIAL_SHARE = 4
@@ -137,9 +137,7 @@ class _Builder:
         call = make_call(op, tuple(ref.spec for ref in inputs), params)
         flag = tuple(Buffer(spec) for spec in call.outputs[len(op.outputs) :])
         node = Node(op, call, make_views(op, call), inputs, (*outputs, *flag), is_assigning)
-        if op.workspace:
-            wanted = op.workspace(call)
-            node.workspace = tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in wanted)
+        node.workspace = workspace_of(op, call)
         self.nodes.append(node)
 
 
@@ -308,6 +306,9 @@ def _scratch(region: Region) -> int:
     for at, node in enumerate(region.nodes):
         for buffer in (*(ref.buffer for ref in node.inputs), *node.outputs):
             uses[buffer] = at
+    for node in region.nodes:
+        if isinstance(node, Node) and node.op.workspace and node.cut:
+            node.workspace = _workspace(node, region)
     shelf = _Shelf()
     region.scratch.clear(), region.workspace.clear(), region.pieces.clear()
     for at, node in enumerate(region.nodes):
@@ -329,6 +330,30 @@ def _scratch(region: Region) -> int:
             shelf.give_back(start)
     region.scratch_bytes = shelf.end
     return shelf.end
+
+
+def _workspace(node: Node, region: Region) -> tuple:
+    """Return what a node's kernel wants for a chunk."""
+    call = node.call
+    inputs = tuple(
+        _shortened(spec, region) if rows else spec
+        for spec, rows in zip(call.inputs, node.cut.inputs, strict=True)
+    )
+    outputs = tuple(
+        spec if not rows or isinstance(rows, str) else _shortened(spec, region)
+        for spec, rows in zip(call.outputs, node.cut.outputs, strict=True)
+    )
+    if None in inputs + outputs:
+        return workspace_of(node.op, call)
+    return workspace_of(node.op, replace(call, inputs=inputs, outputs=outputs))
+
+
+def _shortened(spec: Spec, region: Region) -> Spec | None:
+    """Return an array's spec for one chunk; None if its first axis is not the one that is cut."""
+    if not spec.shape or spec.shape[0] % region.axis:
+        return None
+    extent = spec.shape[0] // region.axis * region.chunk
+    return spec._replace(shape=(extent, *spec.shape[1:]))
 
 
 def _settle(region: Region, chunk: int | None, dynamic: bool) -> None:
