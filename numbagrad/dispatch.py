@@ -145,6 +145,9 @@ class Op:
         ``check(position, arrays, call)`` raises the error for a bad value that the kernel found.
         Of the input arrays it may read those of integers: a check that waits keeps no floats.
         With it, the last output is an int64 error flag: the first offender's position.
+    formula
+        Of an elementwise op: the name of its formula in ``formulas.py``, which takes the inputs'
+        elements and then the kernel's parameters. Compiled steps fuse such ops into one loop.
     view
         For an op without kernel: ``view(backend, buffer, call)`` returns the shared buffer.
     """
@@ -159,6 +162,7 @@ class Op:
     workspace: Callable[[Call], Sequence[tuple[tuple[int, ...], Any]]] | None = None
     cost: Callable[[Call], tuple[float, float]] | None = None
     check: Callable | None = None
+    formula: str | None = None
     view: Callable | None = None
     _plans: dict = field(default_factory=dict, repr=False)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import numbagrad as ng
-from numbagrad import formulas
+from numbagrad import formulas, kernels_cpu
+from numbagrad.dispatch import registry
 from numbagrad.jit import cpu_features
 
 # Units in the last place of float32 that a result may be off, as its formula says, and how it may
@@ -90,3 +91,10 @@ def test_gradients_of_extreme_values_are_finite(name):
     x = ng.asarray([-1e4, -100.0, 0.0, 100.0, 1e4], requires_grad=True)
     getattr(ng, name)(x).sum().backward()
     assert np.isfinite(x.grad.numpy()).all()
+
+
+def test_formulas_of_ops():
+    fused = {op.formula for op in registry.values() if op.formula}
+    assert {"add", "relu", "gelu_backward", "leaky_relu_backward", "exponential"} <= fused
+    for formula in fused:
+        assert callable(getattr(kernels_cpu.vector, formula)), formula

@@ -21,7 +21,7 @@ from .. import kernels_cpu
 from ..array import size_of
 from ..dispatch import Op
 from ..jit import content_key, function_of
-from .fuse import COLUMN, FORMULAS, ROW, SCALAR, Fused, kinds_of
+from .fuse import COLUMN, ROW, SCALAR, Fused, kinds_of
 from .graph import Buffer, Combine, Node, Ref, Region, affine_scalars, units_of
 from .linkage import user_kernels
 from .plan import Plan
@@ -246,7 +246,7 @@ class Source:
                     operands.append("v_" + known[id(ref.buffer), ref.offset, kind])
             operands += map(self._scalar, _parameters(member))
             values[member.outputs[0]] = f"v{number}"
-            steps.append(f"v{number} = vector.{FORMULAS[member.op.name]}({', '.join(operands)})")
+            steps.append(f"v{number} = vector.{member.op.formula}({', '.join(operands)})")
         for name, buffer in zip(outputs, group.outputs, strict=True):
             steps.append(f"simd.store({name}, i, {values[buffer]}, n)")
         names = ", ".join(member.op.name for member in group.members)

@@ -15,32 +15,6 @@ from ..dispatch import Views
 from ..ops.elementwise import layout_of
 from .graph import Buffer, Cut, Node, Ref, Region
 
-#: Ops that are a formula of `formulas.py` at each element, and that formula's name.
-FORMULAS = {
-    "abs": "absolute",
-    "add": "add",
-    "divide": "divide",
-    "erf": "error_function",
-    "exp": "exponential",
-    "gelu": "gelu",
-    "gelu_backward": "gelu_backward",
-    "leaky_relu": "leaky_relu",
-    "leaky_relu_backward": "leaky_relu_backward",
-    "log": "logarithm",
-    "maximum": "larger",
-    "minimum": "smaller",
-    "multiply": "multiply",
-    "negative": "negative",
-    "pow": "raised",
-    "relu": "relu",
-    "relu_backward": "relu_backward",
-    "sigmoid": "sigmoid",
-    "sigmoid_backward": "sigmoid_backward",
-    "sqrt": "square_root",
-    "subtract": "subtract",
-    "tanh": "hyperbolic_tangent",
-    "tanh_backward": "tanh_backward",
-}
 FULL, SCALAR, ROW, COLUMN = "full", "scalar", "row", "column"
 
 
@@ -149,7 +123,7 @@ def _host(node: Node, nodes: list, at: dict[Buffer, int], groups: dict[int, Fuse
 
 def kinds_of(node: Node) -> list[str] | None:
     """Return how an elementwise node reads each operand; None if it cannot be fused."""
-    if not isinstance(node, Node) or node.op.name not in FORMULAS or node.is_assigning:
+    if not isinstance(node, Node) or node.op.formula is None or node.is_assigning:
         return None
     out = node.call.outputs[0]
     if out.dtype not in FLOATS or any(ref.spec.dtype != out.dtype for ref in node.inputs):
@@ -213,4 +187,4 @@ def _finish(group: Fused, axis: int, wanted: set[Buffer]) -> None:
         group.cut = Cut(tuple(rows), out_rows, group.members[0].cut.split, 1)
 
 
-__all__ = ["FORMULAS", "Fused", "fuse"]
+__all__ = ["COLUMN", "ROW", "SCALAR", "Fused", "fuse", "kinds_of"]

@@ -229,13 +229,37 @@ def _require_kind(op: str, spec: Spec, kinds: str) -> None:
         raise DTypeError(f"{op}: needs {_KINDS[kinds]}, got {spec.dtype}; use x.astype()")
 
 
+def _formula(op: str) -> str:
+    """Return what the formula of an op is called: not as the primitive that it is made of."""
+    return {
+        "abs": "absolute",
+        "erf": "error_function",
+        "exp": "exponential",
+        "log": "logarithm",
+        "maximum": "larger",
+        "minimum": "smaller",
+        "pow": "raised",
+        "sqrt": "square_root",
+        "tanh": "hyperbolic_tangent",
+    }.get(op, op)
+
+
 def _unary(name: str, vjp: Any, kinds: str = "f") -> Op:
     def infer(x):
         _require_kind(name, x, kinds)
         return x.shape, x.dtype
 
     return register(
-        Op(name, infer, f"{name}_forward", vjp, arrange=flat, split=split_flat, cost=_cheap)
+        Op(
+            name,
+            infer,
+            f"{name}_forward",
+            vjp,
+            arrange=flat,
+            split=split_flat,
+            cost=_cheap,
+            formula=_formula(name),
+        )
     )
 
 
@@ -259,6 +283,7 @@ def _binary(name: str, vjp: Any, result: Any = None, kinds: str = "fiu") -> Op:
             arrange=broadcast_views,
             split=split_broadcast,
             cost=_cheap,
+            formula=_formula(name),
         )
     )
 
@@ -648,7 +673,16 @@ def _backward(name: str, by_x: Any) -> Op:
         grad_x = by_x(grad_out, x, grad_y) if needs[0] else None
         return grad_x, apply(op, x, grad_out) if needs[1] else None
 
-    op = Op(name, _pair_infer(name), name, vjp, arrange=flat, split=split_flat, cost=_cheap)
+    op = Op(
+        name,
+        _pair_infer(name),
+        name,
+        vjp,
+        arrange=flat,
+        split=split_flat,
+        cost=_cheap,
+        formula=name,
+    )
     return register(op)
 
 
@@ -686,6 +720,7 @@ _LEAKY_RELU = register(
         arrange=_slope,
         split=split_flat,
         cost=_cheap,
+        formula="leaky_relu",
     )
 )
 _LEAKY_RELU_BACKWARD = register(
@@ -697,6 +732,7 @@ _LEAKY_RELU_BACKWARD = register(
         arrange=_slope,
         split=split_flat,
         cost=_cheap,
+        formula="leaky_relu_backward",
     )
 )
 
