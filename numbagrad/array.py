@@ -92,12 +92,14 @@ class Array:
     @property
     def grad(self) -> Array | None:
         """What ``backward()`` added up for this array."""
+        if staging.trace is not None:
+            staging.trace.note_grad(self)
         return self._grad
 
     @grad.setter
     def grad(self, value: Array | None) -> None:
         if staging.trace is not None:
-            staging.trace.note(self)
+            staging.trace.note_grad(self)
         self._grad = value
 
     # ------------------------------------------------------------- what it is

@@ -239,7 +239,7 @@ class ContentCache:
         self._options = repr(sorted(options.items()))
 
     @functools.cached_property
-    def _key(self) -> str | None:
+    def key(self) -> str | None:
         return content_key(self._function)  # at first use: all callees exist by then
 
     @property
@@ -248,12 +248,12 @@ class ContentCache:
 
     def _path(self, signature: Signature | tuple, codegen) -> Path:
         args = signature.args if isinstance(signature, Signature) else signature
-        text = f"{self._key}|{self._options}|{args}|{codegen.magic_tuple()}"
+        text = f"{self.key}|{self._options}|{args}|{codegen.magic_tuple()}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:24]
         return cache_dir() / f"{self._function.__name__}-{digest}.nbc"
 
     def load_overload(self, signature, target_context) -> CompileResult | None:
-        if self._key is None:
+        if self.key is None:
             return None
         if is_settled(self._function, OURS):
             rtsys.initialize(target_context)  # allocation, and the only help that ours call
@@ -270,7 +270,7 @@ class ContentCache:
 
     def save_overload(self, signature, result: CompileResult) -> None:
         lifted = all(lift.can_cache for lift in result.lifted)
-        if self._key is None or result.library.has_dynamic_globals or not lifted:
+        if self.key is None or result.library.has_dynamic_globals or not lifted:
             return
         path = self._path(signature, result.codegen)
         with contextlib.suppress(OSError):  # a full disk costs the next process a compile
@@ -282,7 +282,7 @@ class ContentCache:
 
     def flush(self) -> None:
         """Forget the key: Numba's ``recompile()`` asks for it, when a callee may be another."""
-        self.__dict__.pop("_key", None)
+        self.__dict__.pop("key", None)
 
 
 class _Compiler(_FunctionCompiler):
@@ -321,6 +321,11 @@ class Kernel(CPUDispatcher):
         pipeline = self._compiler.pipeline_class
         self._compiler = _Compiler(py_func, self.targetdescr, targetoptions, locals, pipeline)
         self._cache = ContentCache(py_func, targetoptions)
+
+    @property
+    def content_key(self) -> str | None:
+        """What `content_key` said of its function when it was compiled."""
+        return self._cache.key
 
     def get_call_template(self, args, kws):
         """Compile once for all numbers of a type: Numba would, for a literal, once more."""

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from collections import namedtuple
 
 import numpy as np
 import pytest
 from numba import config
 
 import numbagrad as ng
+from numbagrad.dispatch import Split
 from numbagrad.errors import GraphError, TraceError
 
 L = ng.layers
@@ -220,6 +222,134 @@ def test_bad_dynamic():
         ng.compile(lambda x: x, dynamic="batch")
 
 
+def test_layers_and_settings_may_be_replaced():
+    ng.random.seed(0)
+    model = L.Sequential(L.Linear(2, 2), L.Dropout(0.0))
+    holder = type("Holder", (), {})()
+    holder.model, holder.factor = model, 1.0
+
+    @ng.compile
+    def run(x):
+        return holder.model(x) * holder.factor
+
+    x = ng.asarray([[1.0, 2.0]])
+    for change in (
+        lambda: setattr(holder, "factor", 3.0),
+        lambda: model.eval(),
+        lambda: setattr(model[1], "p", 0.9),
+        lambda: model.train(),
+        lambda: setattr(holder, "model", L.Sequential(L.Linear(2, 2))),
+        lambda: None,
+    ):
+        if not (model.training and model[1].p):
+            np.testing.assert_allclose(
+                run(x).numpy(), (holder.model(x) * holder.factor).numpy(), rtol=1e-6
+            )
+        change()
+    assert run(x).numpy() == pytest.approx((holder.model(x) * holder.factor).numpy())
+
+
+def test_objects_as_arguments_are_told_apart():
+    @ng.compile
+    def apply_to(x, function):
+        return function(x)
+
+    x = ng.asarray([1.0, 2.0])
+    for k in (2.0, 3.0, 4.0):
+        assert apply_to(x, lambda t, k=k: t * k).tolist() == [k, 2 * k]
+
+
+def test_a_list_that_the_function_fills_does_not_compile_it_each_time():
+    seen = []
+
+    @ng.compile
+    def run(x):
+        seen.append(x.shape)
+        return x + 1.0
+
+    for _ in range(3):
+        assert run(ng.asarray([1.0])).tolist() == [2.0]
+    assert seen == [(1,)]
+
+
+@ng.compile
+def increased(x):
+    return ng.relu(x) + 1.0
+
+
+def test_what_the_package_holds_is_not_watched():
+    def run(x):
+        return ng.tanh(increased(x))
+
+    compiled, runs = counted(run)
+    for _ in range(3):
+        compiled(ng.asarray([1.0]))
+        increased(ng.asarray([1.0]))  # which keeps count of its own calls
+    assert len(runs) == 1
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def test_gradients_add_up_over_calls():
+    weight = L.Parameter(np.float32([1.0, 1.0]))
+    f = ng.compile(lambda x: (weight * x).sum().backward() or x)
+    x = ng.asarray([1.0, 2.0])
+    for k in (1, 2, 3):
+        f(x)
+        assert weight.grad.tolist() == [k, 2 * k]
+    weight.grad = None
+    f(x)
+    assert weight.grad.tolist() == [1.0, 2.0]
+
+
+def test_gradients_are_read_and_written_as_attributes():
+    weight = L.Parameter(np.float32([1.0]))
+
+    @ng.compile
+    def halve():
+        weight.grad = weight.grad * 0.5
+
+    @ng.compile
+    def replace(x):
+        old = weight.grad
+        weight.grad = None
+        (weight * x).sum().backward()
+        weight.grad = old * 0.5 + weight.grad
+
+    for value in (2.0, 4.0):
+        weight.grad = ng.asarray([value])
+        halve()
+        assert weight.grad.tolist() == [value / 2]
+        replace(ng.asarray([3.0]))
+        assert weight.grad.tolist() == [value / 4 + 3]
+
+
+def test_parameters_as_arguments_train():
+    weight = L.Parameter(np.float32([2.0]))
+    opt = ng.optim.SGD([weight], lr=0.5)
+
+    @ng.compile
+    def step(params, x):
+        opt.zero_grad()
+        (params[0] * x).sum().backward()
+        opt.step()
+
+    for expected in (1.5, 1.0):
+        step([weight], ng.asarray([1.0]))
+        assert weight.tolist() == [expected]
+
+
+def test_a_differentiated_call_runs_the_function_itself():
+    f = ng.compile(lambda x: (x * x).sum())
+    x = ng.asarray([1.0, 2.0])
+    assert f(x).item() == 5.0
+    assert ng.grad(f)(x).tolist() == [2.0, 4.0]
+    assert ng.grad(lambda z: f(z) + (z * z).sum())(x).tolist() == [4.0, 8.0]
+    outer = ng.compile(lambda x: f(x) * 2.0)
+    assert outer(x).item() == 10.0
+
+
 # ------------------------------------------------------- arguments, results
 
 
@@ -255,6 +385,56 @@ def test_results_are_values():
     assert state.tolist() == [3.0, 4.0, 5.0]
 
 
+def test_arguments_are_not_assigned_to():
+    def run(x):
+        x[0] = 9.0
+        return x
+
+    with pytest.raises(TraceError, match="assigns to elements of its argument number 1"):
+        ng.compile(run)(ng.asarray([1.0, 2.0]))
+
+
+def test_float_arguments_beside_float64():
+    x = np.array([1.0, 2.0])
+    scaled = ng.compile(lambda x, a: x * a)(ng.asarray(x), 0.1)
+    np.testing.assert_array_equal(scaled.numpy(), x * 0.1)
+
+
+def test_namedtuples():
+    Pair = namedtuple("Pair", "low high")
+    out = ng.compile(lambda p: Pair(p.low + 1.0, p.high))(
+        Pair(ng.asarray([1.0]), ng.asarray([2.0]))
+    )
+    assert isinstance(out, Pair)
+    assert out.low.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("name", ["batch", "range", "float32", "size_0", "memory"])
+def test_any_name_will_do(name):
+    scope = {"ng": ng}
+    exec(f"def run({name}):\n    return ng.softmax({name} + 1.0, axis=0)", scope)
+    x = ng.asarray(np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 4))
+    out = ng.compile(scope["run"], dynamic=["batch"])(x)
+    np.testing.assert_allclose(out.numpy(), ng.softmax(x, axis=0).numpy(), rtol=1e-6)
+
+
+def test_dynamic_where_rows_are_as_long_as_the_batch():
+    def run(x, y):
+        a = ng.exp(x @ ng.permute_dims(y, (1, 0)))
+        return -ng.log(a / a.sum(axis=1, keepdims=True)).mean()
+
+    compiled = ng.compile(run, dynamic=["batch"])
+    for rows in (6, 4):
+        x = ng.asarray(np.linspace(-1, 1, rows * 4, dtype=np.float32).reshape(rows, 4))
+        assert compiled(x, x).item() == pytest.approx(run(x, x).item(), rel=1e-5)
+
+
+def test_dynamic_where_the_first_axis_is_no_batch():
+    run = ng.compile(lambda w, x: x @ w, dynamic=["batch"])
+    w, x = np.ones((4, 6), np.float32), np.ones((6, 4), np.float32)
+    assert run(ng.asarray(w), ng.asarray(x)).tolist() == (x @ w).tolist()
+
+
 def test_without_arrays():
     ng.random.seed(5)
     expected = [ng.random.uniform((2, 3)).tolist() for _ in range(2)]
@@ -288,6 +468,9 @@ def test_a_bad_label_is_reported_as_by_the_op():
     assert loss(x, ng.asarray([0, 1, 2, 0])).item() == pytest.approx(np.log(3))
     with pytest.raises(IndexError, match=r"labels\[2\] is 3"):
         loss(x, ng.asarray([0, 1, 3, 7]))
+    inside = ng.compile(lambda x, y: ng.softmax_cross_entropy(x, y + 1))
+    with pytest.raises(IndexError, match=r"labels\[1\] is 3"):
+        inside(x, ng.asarray([0, 2, 0, 0]))
 
 
 @pytest.mark.parametrize("chunk", [0, 1.5])
@@ -385,6 +568,54 @@ def test_a_second_process_finds_the_code(tmp_path, monkeypatch):
 
 
 # --------------------------------------------------------------- users' ops
+
+
+def make_shift(name, by):
+    def kernel(x, out):
+        for i in range(x.size):
+            out[i] = x[i] + by
+
+    return ng.custom_op(name, cpu=kernel, infer=lambda x: (x.shape, x.dtype))
+
+
+def test_kernels_of_alike_ops_are_told_apart():
+    one, two = make_shift("shift.test", 1), make_shift("shift_test", 2)
+    run = ng.compile(lambda x: (one(x), two(x)))
+    assert [y.tolist() for y in run(ng.asarray([0.0]))] == [[1.0], [2.0]]
+
+
+SHIFT = 1.0
+
+
+def shift_kernel(x, out):
+    for i in range(x.size):
+        out[i] = x[i] + SHIFT
+
+
+def test_a_kernel_whose_global_changes(monkeypatch):
+    shifted = ng.custom_op("global_shift", cpu=shift_kernel, infer=lambda x: (x.shape, x.dtype))
+    run = ng.compile(lambda x: shifted(x) * 1.0)
+    x = ng.asarray([0.0])
+    assert run(x).tolist() == [1.0]
+    monkeypatch.setitem(globals(), "SHIFT", 5.0)
+    assert run(x).tolist() == [5.0]
+
+
+def test_partial_extrema_keep_nan():
+    def kernel(x, out):
+        out[0] = x[0]
+        for i in range(x.size):
+            if x[i] > out[0] or x[i] != x[i]:
+                out[0] = x[i]
+
+    largest = ng.custom_op(
+        "largest_in_test_compile",
+        cpu=kernel,
+        infer=lambda x: ((1,), x.dtype),
+        split=lambda call: [Split(call.inputs[0].size, (1,), ("max",))],
+    )
+    x = np.float32([1, 2, 3, 4, 5, np.nan, 7, 0])
+    assert np.isnan(ng.compile(largest, chunk=2)(ng.asarray(x)).numpy()).all()
 
 
 def test_custom_op():

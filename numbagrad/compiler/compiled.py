@@ -17,8 +17,18 @@ import numpy as np
 from .. import device as devices
 from .. import dispatch
 from ..array import Array
-from ..errors import NO_ERROR, GraphError
-from ..jit import Kernel, cache_dir, entry_address, words_of, write_atomically
+from ..errors import NO_ERROR
+from ..jit import (
+    OURS,
+    Kernel,
+    cache_dir,
+    entry_address,
+    function_of,
+    is_settled,
+    words_of,
+    write_atomically,
+)
+from ..ops.custom import reads
 from .emit_cpu import Source
 from .graph import Buffer, Ref, Region
 from .linkage import link
@@ -32,18 +42,29 @@ def load_module(text: str, name: str):
     """Write source into the cache and import it; the same text is the same module."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     module_name = f"numbagrad.compiled_{digest}"
-    if module_name in sys.modules:
+    with _loading:
+        if module_name not in sys.modules:
+            _load(text, module_name, f"{name}_{digest}.py")
         return sys.modules[module_name]
+
+
+_loading = threading.Lock()
+
+
+def _load(text: str, module_name: str, file_name: str) -> None:
     folder = cache_dir() / "compiled"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{name}_{digest}.py"
+    path = folder / file_name
     if not path.exists():
         write_atomically(path, text.encode())
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
-    return module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
 
 
 def _aligned(nbytes: int) -> np.ndarray:
@@ -62,6 +83,13 @@ class Executable:
     def __init__(self, source: Source, trace: Trace, folded: list[Array]):
         self.source, self.plan, self.trace = source, source.plan, trace
         self._folded = [(array, array._data) for array in folded]
+        # Users' kernels are compiled anew when a global that they read is another.
+        self._read_by_kernels = [
+            reading
+            for kernel in source.kernels.values()
+            if not is_settled(kernel, OURS)
+            for reading in reads(function_of(kernel), set())
+        ]
         plan = self.plan
         self._lock = threading.Lock()
         self._arena = _aligned(plan.arena_bytes)
@@ -141,23 +169,34 @@ class Executable:
 
     @property
     def is_current(self) -> bool:
-        """Whether the numbers that were computed while compiling are still the same."""
-        return all(array._data is data for array, data in self._folded)
+        """Whether all that was looked at while compiling is still the same."""
+        return (
+            self.trace.is_current
+            and all(array._data is data for array, data in self._folded)
+            and all(space.get(name) is found for space, name, found in self._read_by_kernels)
+        )
 
     def __call__(self, args: list[Array]) -> Any:
         """Run the step on arrays of the planned shapes."""
         with self._lock:
-            kept = self._run(args)
+            before = {id(leaf): leaf._grad for _, leaf in self._gradients}
+            try:
+                kept = self._run(args)
+            finally:
+                for target in self._assigned:
+                    target.version += 1
         for node in self.plan.checked:
             flag = kept[node.outputs[-1]]
             if int(flag[0]) != NO_ERROR:
                 arrays = tuple(self._checkable(ref, args, kept) for ref in node.inputs)
                 node.op.check(int(flag[0]), arrays, node.call)
-        for target in self._assigned:
-            target.version += 1
 
         def value(ref: Ref | Array) -> Array:
-            return ref if isinstance(ref, Array) else self._array(ref, args, kept)
+            if isinstance(ref, Array):
+                return ref
+            if ref.buffer.source == "gradient" and ref.spec == ref.buffer.spec:
+                return before[id(ref.buffer.leaf)]
+            return self._array(ref, args, kept)
 
         for leaf, ref in self.plan.gradients:
             leaf.grad = None if ref is None else value(ref)
@@ -172,12 +211,7 @@ class Executable:
                 memory[slot] = _address(leaf._data)
                 self._leaves[k] = slot, leaf, leaf._data
         for slot, leaf in self._gradients:
-            if leaf.grad is None:
-                raise GraphError(
-                    f"{self.plan.name} was compiled while .grad of an array of shape {leaf.shape} "
-                    "held a gradient to add to, and it holds none now; call zero_grad() inside"
-                )
-            memory[slot] = _address(leaf.grad._data)
+            memory[slot] = _address(leaf._grad._data)
         kept = {}
         for buffer, new in self._news.items():
             kept[buffer] = array = new()

@@ -7,6 +7,7 @@ that starts later, or another batch size, finds the same text and with it the co
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from numba.core import types
 from numba.np.numpy_support import from_dtype
 
 from .. import kernels_cpu
+from ..array import DTYPES as ARRAY_DTYPES
 from ..array import size_of
 from ..dispatch import Op
 from ..jit import content_key, function_of
@@ -27,7 +29,13 @@ from .linkage import user_kernels
 from .plan import Plan
 
 _NUMBERS = re.compile(r"(np\.float\d+\([^()]*\)|(?<![\w.])\d+(?![\w.]))")
-RESERVED = ("memory", "scratch", "shard", "first", "stop", "lo", "n", "here", "np", "min")
+RESERVED = {
+    *dir(builtins),
+    *("memory", "scratch", "shard", "first", "stop", "lo", "n", "here", "np"),
+    *("array_at", "kernels_cpu", "linked", "njit", "simd", "user_kernels", "vector"),
+    *("boolean", *(dtype.name for dtype in ARRAY_DTYPES)),
+}
+_TAKEN_OUT = re.compile(r"(batch|size|number|region|combine|accumulate)(_|$)")  # see `generalise`
 DTYPES = {"bool": "boolean"}  # names in Numba that are not NumPy's
 
 
@@ -51,8 +59,9 @@ class Source:
         self.plan = plan
         self.slots: list[Buffer | np.ndarray | int] = []
         self._slot_of: dict[int, int] = {}
-        kernels = {_kernel_name(node.op) for node in plan.nodes if isinstance(node, Node)}
-        self._names = _Names(kernels)
+        kernels = [node.op.kernel for node in plan.nodes if isinstance(node, Node)]
+        self._names = _Names(name for name in kernels if isinstance(name, str))
+        self._kernel_names: dict[int, str] = {}
         self.functions: list[str] = []
         self.kernels: dict[str, Callable] = {}
         self.calls: dict[str, set[tuple[types.Type, ...]]] = {}
@@ -81,21 +90,22 @@ class Source:
             return
         names: dict[tuple[str, str], str] = {}  # what a number is in both: its name
         values: dict[str, str] = {}  # a name: how it is read
+        slots: list[np.ndarray | int] = []
         for k in range(1, len(pieces), 2):
             both = pieces[k], others[k]
             if both[0] == both[1]:
                 continue
             if both not in names:
-                slot = f"memory[{len(self.slots)}]"
+                slot = f"memory[{len(self.slots) + len(slots)}]"
                 if both[0].startswith("np."):
                     dtype = both[0][len("np.") :].partition("(")[0]
                     number = float(both[0].partition("(")[2][:-1])
-                    self.slots.append(np.array([number], dtype))
+                    slots.append(np.array([number], dtype))
                     names[both] = f"number_{len(names)}"
                     values[names[both]] = f"array_at({slot}, (1,), {dtype})[0]"
                 else:
                     value, doubled = map(int, both)
-                    self.slots.append(value)
+                    slots.append(value)
                     names[both] = f"size_{len(names)}"
                     if value % batch == 0 and doubled == 2 * value:
                         times = value // batch
@@ -103,6 +113,9 @@ class Source:
                     values[names[both]] = slot
             pieces[k] = names[both]
         functions = "".join(pieces).split("\n@njit\n")
+        heads = [text for text in functions if "    here = scratch.ctypes.data\n" not in text]
+        if any(re.search(rf"\b{name}\b", text) for name in values for text in heads):
+            return  # a number that a helper needs: the width of rows that are as long as the batch
         for k, function in enumerate(functions):
             lines = [
                 f"    {name} = {value}\n"
@@ -112,6 +125,7 @@ class Source:
             head, here, body = function.partition("    here = scratch.ctypes.data\n")
             functions[k] = head + here + "".join(lines) + body
         self.text = "\n@njit\n".join(functions)
+        self.slots += slots
 
     # ------------------------------------------------------------------ names
 
@@ -209,8 +223,7 @@ class Source:
             arguments.append(self._array(f"here + {start}", shape, dtype))
         if isinstance(node, Fused):
             return [f"{self._fused(node)}(", *(f"    {text}," for text in arguments), ")"]
-        name = _kernel_name(node.op)
-        self.kernels[name] = _kernel(node.op)
+        name = self._kernel_name(node.op)
         self.calls.setdefault(name, set()).add(_kinds(node))
         return [f"{name}(", *(f"    {text}," for text in arguments), ")", *after]
 
@@ -263,6 +276,17 @@ class Source:
             lines += ["    for i in range(0, out0.size, lanes):", "        n = out0.size - i"]
             indent = " " * 8
         return "\n".join([*lines, *(indent + line for line in (*loads, *steps))])
+
+    def _kernel_name(self, op: Op) -> str:
+        """Return what the source calls an op's kernel; a user's has the name of the op."""
+        if isinstance(op.kernel, str):
+            self.kernels[op.kernel] = getattr(kernels_cpu, op.kernel)
+            return op.kernel
+        kernel = op.kernel["cpu"]
+        if id(kernel) not in self._kernel_names:
+            name = self._kernel_names[id(kernel)] = self._names.new(f"{op.name}_kernel")
+            self.kernels[name] = kernel
+        return self._kernel_names[id(kernel)]
 
     def _name(self, buffer: Buffer) -> str:
         self._used[buffer] = buffer.name
@@ -339,15 +363,6 @@ def _parameters(member: Node) -> tuple:
     return tuple(x for x in member.views.scalars if not isinstance(x, np.ndarray))
 
 
-def _kernel_name(op: Op) -> str:
-    """Return what the source calls an op's kernel; a user's op gives its kernel its own name."""
-    return op.kernel if isinstance(op.kernel, str) else "user_" + re.sub(r"\W", "_", op.name)
-
-
-def _kernel(op: Op) -> Callable:
-    return getattr(kernels_cpu, op.kernel) if isinstance(op.kernel, str) else op.kernel["cpu"]
-
-
 def _found(name: str, kernel: Callable) -> str:
     """Return the expression by which the emitted module finds a kernel."""
     if getattr(kernels_cpu, name, None) is kernel:
@@ -393,7 +408,7 @@ class _Names:
 
     def new(self, wanted: str) -> str:
         base = re.sub(r"\W", "_", wanted).strip("_") or "value"
-        if base[0].isdigit() or keyword.iskeyword(base):
+        if base[0].isdigit() or keyword.iskeyword(base) or _TAKEN_OUT.match(base):
             base = "_" + base
         name, number = base, 2
         while name in self._taken:
@@ -443,8 +458,8 @@ def combine_{how}(parts, out):
 
 _COMBINE = {
     "sum": _combine_text("sum", "{} + {}"),
-    "min": _combine_text("min", "min({}, {})"),
-    "max": _combine_text("max", "max({}, {})"),
+    "min": _combine_text("min", "np.minimum({}, {})"),
+    "max": _combine_text("max", "np.maximum({}, {})"),
 }
 
 

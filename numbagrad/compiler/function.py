@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .. import dispatch
-from ..array import Array, asarray
-from ..errors import GraphError
-from ..jit import is_settled, references
+from ..array import FLOATS, Array, State, asarray
+from ..errors import GraphError, ShapeError, TraceError
+from ..jit import OURS, is_settled, references
 from ..ops.convolution import get_winograd
 from .compiled import Executable
 from .emit_cpu import Source
@@ -24,6 +25,9 @@ from .simplify import simplify
 from .trace import Trace, trace
 
 SCALARS = (bool, int, str, bytes, type(None), np.dtype, type)
+PLAIN = (*SCALARS, float, np.generic)
+MAX_VARIANTS = 64  # of a function; what was compiled stays on disk
+MAX_CAPTURED = 10_000  # things around a function
 
 
 def compile(
@@ -59,7 +63,14 @@ def compile(
     -------
     CompiledFunction
         Call it as the function. What it returns is not recorded for differentiation: what
-        differentiates belongs inside.
+        differentiates belongs inside. Where an argument is differentiated (`numbagrad.grad` of it,
+        or ``requires_grad``), and inside another compiled function, the function itself runs.
+
+    Notes
+    -----
+    What the function reads from around it is compared at each call: closures, globals, lists, and
+    the attributes of modules, optimisers and other objects. A bad value that a kernel finds, such
+    as a label out of range, is reported when the whole step has run.
 
     Raises
     ------
@@ -79,7 +90,7 @@ def compile(
         return functools.partial(compile, dynamic=dynamic, chunk=chunk)
     if not callable(function):
         raise TypeError(f"compile: needs a function, got {type(function).__name__}")
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+    if chunk is not None and (type(chunk) is not int or chunk < 1):
         raise ValueError(f"compile: chunk must be an int of at least 1, got {chunk!r}")
     if isinstance(dynamic, str) or not set(dynamic) <= {"batch"}:
         raise ValueError(f'compile: dynamic must be [] or ["batch"], got {dynamic!r}')
@@ -96,15 +107,16 @@ class CompiledFunction:
     """
 
     def __init__(self, function: Callable, dynamic: tuple[str, ...], chunk: int | None):
+        functools.update_wrapper(self, function, updated=())
+        self.__name__ = getattr(function, "__name__", type(function).__name__)
         self.function = function
         self.dynamic = dynamic
         self.chunk = chunk
-        self._variants: dict[Any, Executable | Trace] = {}
+        self._variants: dict[Any, list[Executable | Trace]] = {}
         self._last: Executable | Trace | None = None
         self._lock = threading.Lock()
-        self._modules: dict[tuple, list[Any]] = {}
-        self._held: list[Any] = []
-        functools.update_wrapper(self, function, updated=())
+        self._surroundings = Surroundings(function)
+        self._held: list[Any] = []  # arguments that keys know by their ids
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else pytypes.MethodType(self, instance)
@@ -112,24 +124,39 @@ class CompiledFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function on these arguments, compiled."""
         arrays: list[Array] = []
-        shape = _flatten((args, kwargs), arrays)
-        key = (shape, self._setting(), *[(x.spec, x.requires_grad) for x in arrays])
-        variant = self._variants.get(key)
-        if variant is None or not variant.is_current:
+        objects: list[Any] = []
+        shape = _flatten((args, kwargs), arrays, objects)
+        arrays = _as_arrays(arrays)
+        if len(dispatch.state.interpreters) > 1 or (
+            dispatch.state.recording and any([x.requires_grad for x in arrays])
+        ):
+            return self.function(*args, **kwargs)  # someone traces it, or differentiates it
+        key = self._key(shape, arrays, objects)
+        for variant in self._variants.get(key, ()):
+            if variant.is_current:
+                break
+        else:
             with self._lock:
-                variant = self._variants[key] = self._compile(args, kwargs, arrays)
+                variant = self._add_variant(shape, args, kwargs, arrays, objects)
         self._last = variant
         return variant(arrays) if isinstance(variant, Executable) else variant(*arrays)
 
-    def _setting(self) -> tuple:
-        """Return all beside the arguments that a trace depends on."""
-        seen = tuple([x if isinstance(x, SCALARS) else id(x) for x in around(self.function)])
-        if seen not in self._modules:
-            found = [value for _, value in captured(self.function)]
-            self._modules[seen] = [m for x in found if _is_module(x) for m in x.modules()]
-            self._held.append(found)  # so that no other object takes an id
-        modes = tuple([module.training for module in self._modules[seen]])
-        return modes, seen, dispatch.state.recording, get_winograd()
+    def _key(self, shape: Any, arrays: list[Array], objects: list[Any]) -> tuple:
+        """Return all that a trace depends on, but for what a variant itself looks at."""
+        marks = self._surroundings.marks(objects)
+        specs = [x.spec for x in arrays]
+        return shape, marks, dispatch.state.recording, get_winograd(), *specs
+
+    def _add_variant(self, shape, args, kwargs, arrays, objects) -> Executable | Trace:
+        if len(self._variants) >= MAX_VARIANTS:  # each holds memory
+            self._variants.clear()
+            self._held.clear()
+        with self._surroundings.changed_by_tracing():
+            variant = self._compile(args, kwargs, arrays)
+        known = self._variants.setdefault(self._key(shape, arrays, objects), [])
+        known[:] = [variant, *known[: MAX_VARIANTS - 1]]
+        self._held.append(objects)
+        return variant
 
     def _compile(self, args: tuple, kwargs: dict, arrays: list[Array]) -> Executable | Trace:
         devices = {x.device for x in arrays} or {"cpu"}
@@ -155,8 +182,10 @@ class CompiledFunction:
         source, traced, folded = written(arrays)
         batch = batch_axis(traced)
         if self.dynamic and batch > 1:
-            twice, _, _ = written([_doubled(x, batch) for x in arrays])
-            source.generalise(twice, batch)
+            # A function that does not take twice as large a batch is compiled for this one alone.
+            with contextlib.suppress(ShapeError, TraceError, IndexError, ValueError):
+                twice, _, _ = written([_doubled(x, batch) for x in arrays])
+                source.generalise(twice, batch)
         return Executable(source, traced, folded)
 
     # ------------------------------------------------------------------- looks
@@ -184,29 +213,40 @@ class CompiledFunction:
 # --------------------------------------------------------------- arguments
 
 
-def _flatten(value: Any, arrays: list[Array]) -> Any:
-    """Take the arrays out of arguments; return what is left, as part of a key."""
-    if isinstance(value, Array):
+def _flatten(value: Any, arrays: list, objects: list) -> Any:
+    """Take arrays and floats out of arguments; return what is left, as part of a key.
+
+    Parameters and buffers stay what they are: the function reads and changes them in place.
+    """
+    if isinstance(value, (Array, float, np.floating, np.ndarray)) and not isinstance(value, State):
         arrays.append(value)
         return Array
-    if isinstance(value, (float, np.floating, np.ndarray)):
-        arrays.append(asarray(value, dtype=None if isinstance(value, np.ndarray) else np.float32))
-        return Array
     if isinstance(value, (tuple, list)):
-        return type(value).__name__, *[_flatten(item, arrays) for item in value]
+        parts = [_flatten(item, arrays, objects) for item in value]
+        return type(value), *parts
     if isinstance(value, dict):
-        return "dict", *[(name, _flatten(item, arrays)) for name, item in value.items()]
+        return dict, *[(name, _flatten(item, arrays, objects)) for name, item in value.items()]
     if isinstance(value, SCALARS):
         return type(value), value
-    if _is_module(value):
-        return id(value), tuple([module.training for module in value.modules()])
-    inside = [x for x in getattr(value, "__dict__", {}).values() if _is_module(x)]
-    return id(value), tuple([module.training for x in inside for module in x.modules()])
+    objects.append(value)
+    return id(value)
+
+
+def _as_arrays(found: list) -> list[Array]:
+    """Make arrays of what `_flatten` took out; floats take the dtype of the arrays beside them."""
+    dtypes = {x.dtype for x in found if isinstance(x, Array) and x.dtype in FLOATS}
+    dtype = np.float64 if dtypes == {np.dtype(np.float64)} else np.float32
+    return [
+        x if isinstance(x, Array)
+        else asarray(x) if isinstance(x, np.ndarray)
+        else asarray(x, dtype=dtype)
+        for x in found
+    ]  # fmt: skip
 
 
 def _unflatten(value: Any, arrays: Iterator[Array]) -> Any:
     """Put arrays back into arguments, in the order in which `_flatten` took them out."""
-    if isinstance(value, (Array, float, np.floating, np.ndarray)):
+    if isinstance(value, (Array, float, np.floating, np.ndarray)) and not isinstance(value, State):
         return next(arrays)
     if isinstance(value, (tuple, list)):
         items = [_unflatten(item, arrays) for item in value]
@@ -229,8 +269,8 @@ def _names_of_arguments(function: Callable, args: tuple, kwargs: dict) -> list[s
     """Return a name for each array among the arguments."""
     names: list[str] = []
     for name, value in _arguments(function, args, kwargs):
-        found: list[Array] = []
-        _flatten(value, found)
+        found: list = []
+        _flatten(value, found, [])
         names += [name if len(found) == 1 else f"{name}_{k}" for k in range(len(found))]
     return names
 
@@ -246,50 +286,145 @@ def _arguments(function: Callable, args: tuple, kwargs: dict) -> Iterator[tuple[
     yield from kwargs.items()
 
 
-# ---------------------------------------------------------------- captured
+# ------------------------------------------------------------- surroundings
 
 
 def captured(function: Callable) -> Iterator[tuple[str, Any]]:
-    """Yield (name, value) of what a function reads from around it, through functions it calls."""
+    """Yield (name, value) of what a function reads from around it.
+
+    That goes through functions of the user's that it calls, lists, and the attributes of objects.
+    """
     seen: set[int] = set()
     stack: list[tuple[str, Any]] = [("", function)]
-    while stack:
+    while stack and len(seen) < MAX_CAPTURED:
         name, value = stack.pop()
-        if id(value) in seen or is_settled(value) or isinstance(value, pytypes.ModuleType):
+        if id(value) in seen or isinstance(value, (pytypes.ModuleType, type)):
             continue
         seen.add(id(value))
         yield name, value
-        if isinstance(value, functools.partial):
-            stack += [("", value.func), *((f"{name}_{k}", x) for k, x in enumerate(value.args))]
-            stack += value.keywords.items()
-        elif isinstance(value, pytypes.MethodType):
-            stack += [("", value.__func__), ("self", value.__self__)]
-        elif isinstance(value, pytypes.FunctionType) and not is_settled(value, ("numbagrad",)):
-            defaults = dict(value.__kwdefaults__ or {})
-            code = value.__code__
-            given = code.co_varnames[: code.co_argcount][-len(value.__defaults__ or ()) :]
-            defaults.update(zip(given, value.__defaults__ or (), strict=False))
-            stack += defaults.items()
-            stack += [(found, x) for _, found, x in references(value)]
-        elif isinstance(value, (tuple, list)):
-            stack += [(f"{name}_{k}", item) for k, item in enumerate(value)]
-        elif isinstance(value, dict) and name:
-            stack += [(f"{name}_{key}", item) for key, item in value.items()]
-        elif hasattr(value, "__dict__") and name == "self" and not _is_module(value):
-            stack += vars(value).items()
+        if not is_settled(value) and not _is_our_own(value):
+            stack += _inside(name, value)
 
 
-def around(function: Callable) -> Sequence[Any]:
+def _is_our_own(value: Any) -> bool:
+    """Return whether a thing is of this package, and none that a user sets attributes of."""
+    ours = is_settled(type(value), OURS) or is_settled(value, OURS)
+    return ours and not (_is_module(value) or hasattr(value, "_states"))
+
+
+def _inside(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return what one thing holds or reads, by name."""
+    if isinstance(value, functools.partial):
+        parts = [(f"{name}_{k}", x) for k, x in enumerate(value.args)]
+        return [("", value.func), *parts, *value.keywords.items()]
+    if isinstance(value, pytypes.MethodType):
+        return [("", value.__func__), ("self", value.__self__)]
+    if isinstance(value, pytypes.FunctionType):
+        defaults = zip(reversed(value.__code__.co_varnames[: value.__code__.co_argcount]),
+                       reversed(value.__defaults__ or ()), strict=False)  # fmt: skip
+        named = (value.__kwdefaults__ or {}).items()
+        return [*defaults, *named, *((found, x) for _, found, x in references(value))]
+    if isinstance(value, (tuple, list)):
+        return [(f"{name}_{k}", item) for k, item in enumerate(value)]
+    if isinstance(value, dict):
+        return [(f"{name}_{key}" if name else str(key), item) for key, item in value.items()]
+    if _is_module(value):  # its parts have names of their own: see `_names_of_states`
+        return [("", item) for item in vars(value).values()]
+    return list(getattr(value, "__dict__", {}).items())
+
+
+class Surroundings:
+    """What a function reads from around it, to be compared at each call.
+
+    Watched are the closure and the globals of the function and of functions of the user's that it
+    calls, lists and dicts found there, and the attributes of objects: modules, optimisers, the
+    user's own.
+    """
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self._watched: list[Any] | None = None
+        self._ignored: set[int] = set()
+        self._held: list[list[Any]] = []  # so that no other object takes an id
+
+    @contextlib.contextmanager
+    def changed_by_tracing(self) -> Iterator[None]:
+        """Find out anew what to watch, but for what the function itself changes when it runs.
+
+        A list that it appends to, say: a compiled function no longer does, and need not compile
+        each time for that.
+        """
+        before = {id(holder): (holder, _mark_of(holder)) for holder in self._watched or ()}
+        yield
+        for key, (holder, mark) in before.items():
+            if _mark_of(holder) != mark:
+                self._ignored.add(key)
+        found = _holders(self.function)
+        self._watched = [holder for holder in found if id(holder) not in self._ignored]
+        self._held.append(found)
+
+    def marks(self, objects: list[Any]) -> tuple:
+        """Return a key that differs when something watched does.
+
+        Parameters
+        ----------
+        objects
+            Arguments that are no arrays and no plain values: they are watched, too.
+        """
+        if self._watched is None:
+            self._watched = _holders(self.function)
+            self._held.append(self._watched)
+        marks = [_mark_of(holder) for holder in self._watched]
+        for value in objects:
+            marks += [_mark_of(holder) for holder in _holders(value)]
+        return tuple(marks)
+
+
+def _holders(value: Any) -> list[Any]:
+    """Return a thing and all that it reaches which may come to hold something else."""
+    kinds = (pytypes.FunctionType, list, dict)
+    return [
+        found
+        for _, found in captured(value)
+        if isinstance(found, kinds)
+        or (hasattr(found, "__dict__") and not callable(found))
+        or _is_module(found)
+        if not _is_our_own(found)
+    ]
+
+
+def _mark_of(holder: Any) -> tuple:
+    """Return a key of what something holds: plain values as they are, others by their identity."""
+    if isinstance(holder, pytypes.FunctionType):
+        values = _around(holder)
+    elif isinstance(holder, dict):
+        values = holder.values()
+    elif isinstance(holder, list):
+        values = holder
+    else:
+        values = holder.__dict__.values()
+    return tuple([
+        (type(x), x) if isinstance(x, PLAIN)
+        else (id(x), x.requires_grad) if isinstance(x, Array)
+        else id(x)
+        for x in values
+    ])  # fmt: skip
+
+
+def _around(function: pytypes.FunctionType) -> list[Any]:
     """Return what a function's own closure and the globals that it names hold now."""
-    while isinstance(function, (functools.partial, pytypes.MethodType)):
-        function = function.func if isinstance(function, functools.partial) else function.__func__
-    cells = getattr(function, "__closure__", None) or ()
-    values = [cell.cell_contents for cell in cells]
-    code = getattr(function, "__code__", None)
-    if code is not None:
-        space = function.__globals__
-        values += [space[name] for name in code.co_names if name in space]
+    values = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    space = function.__globals__
+    values += [space[name] for name in function.__code__.co_names if name in space]
     return values
+
+
+def _is_filled(cell: pytypes.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _is_module(value: Any) -> bool:

@@ -22,7 +22,7 @@ from numba.core.typing.templates import AbstractTemplate, builtin_registry, infe
 from numba.core.typing.templates import signature as make_signature
 from numba.np.numpy_support import as_dtype
 
-from ..jit import RETURNS, Kernel, array_of, content_key
+from ..jit import RETURNS, Kernel, array_of
 
 __numba_extension__ = True
 
@@ -140,9 +140,8 @@ def link(kernel: Callable, kinds: Sequence[types.Type]) -> None:
     _linked.add(symbol)
 
 
-@functools.cache
-def _symbol(kernel: Callable, kinds: tuple[types.Type, ...]) -> str:
+def _symbol(kernel: Kernel, kinds: tuple[types.Type, ...]) -> str:
     """Return the name of a kernel's machine code for arguments of these types."""
-    key = content_key(kernel.py_func) or str(id(kernel))  # the id: it is never kept on disk
+    key = kernel.content_key or str(id(kernel))  # the id: it is never kept on disk
     digest = hashlib.sha256(f"{key}|{kinds}".encode()).hexdigest()[:16]
     return f"numbagrad.{kernel.__name__}.{digest}"

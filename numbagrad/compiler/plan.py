@@ -452,6 +452,9 @@ def make_plan(
     checked = [node for node in builder.nodes if node.op.check is not None]
     for node in checked:
         keep(Ref(node.outputs[-1], node.outputs[-1].spec))
+        for ref in node.inputs:  # what the error's message reads
+            if ref.spec.dtype.kind in "iu":
+                keep(ref)
     _fuse_all(regions)
     for region in regions:
         for node in region.nodes:

@@ -96,7 +96,7 @@ def report(executable: Executable) -> StepReport:
                 ", ".join(dict.fromkeys(node.name for node in region.nodes)),
                 region.shards,
                 region.chunk,
-                median(seconds) or 1e-9,
+                (median(seconds) if seconds else 0) or 1e-9,
                 sum(flops for flops, _ in costs),
                 sum(moved for _, moved in costs),
                 region.scratch_bytes,

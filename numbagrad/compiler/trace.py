@@ -79,15 +79,14 @@ class Trace:
         self.result: Any = None
         self._values = 0
         self._leaves: dict[int, _Leaf] = {}
-        self.gradients: list[tuple[Array, Variable | None]] = []
+        self.gradients: list[tuple[Array, Operand | None]] = []
+        self._graded: set[int] = set()
         self._last_use: list[tuple[int, ...]] = []
 
     @property
     def states(self) -> list[State]:
         """The parameters, buffers and counters that are read or written."""
         return [met.leaf for met in self._leaves.values() if isinstance(met.leaf, State)]
-
-    is_current = True  # a trace folds nothing
 
     # ----------------------------------------------------------------- tracing
 
@@ -102,7 +101,7 @@ class Trace:
             return Variable(array._data.index)
         if id(array) not in self._leaves:
             for met in self._leaves.values():
-                if met.leaf.grad is array:
+                if met.grad is array:
                     return GradientOf(met.leaf)
             self.note(array)
         return array
@@ -116,8 +115,26 @@ class Trace:
         """Remember an array from outside as it is now, before the traced function changes it."""
         if not isinstance(leaf._data, Symbol) and id(leaf) not in self._leaves:
             self._leaves[id(leaf)] = _Leaf(
-                leaf, leaf.grad, leaf.version if isinstance(leaf, State) else None
+                leaf, leaf._grad, leaf.version if isinstance(leaf, State) else None
             )
+
+    def note_grad(self, leaf: Array) -> None:
+        """Remember that the traced function reads or writes an array's gradient."""
+        self.note(leaf)
+        if id(leaf) in self._leaves:
+            self._graded.add(id(leaf))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the arrays whose gradients are used have one now just where they had one then.
+
+        To add to a gradient is another thing than to make one.
+        """
+        return all(
+            (met.leaf._grad is None) is (met.grad is None)
+            for key, met in self._leaves.items()
+            if key in self._graded
+        )
 
     def stage(
         self,
@@ -140,15 +157,21 @@ class Trace:
     def _finish(self, result: Any) -> None:
         """Take the outputs, and the gradients that are left on leaves."""
         self.result = map_leaves(result, self._returned)
-        for met in self._leaves.values():
-            after = met.leaf.grad
-            if after is not None and isinstance(after._data, Symbol):
-                self.gradients.append((met.leaf, Variable(after._data.index)))
-            elif after is None and met.grad is not None:
-                self.gradients.append((met.leaf, None))
-        kept: set[int] = {v.number for _, v in self.gradients if v is not None}
+        for met in list(self._leaves.values()):
+            after = met.leaf._grad
+            if after is not met.grad:
+                self.gradients.append((met.leaf, None if after is None else self._operand(after)))
+        kept: set[int] = {v.number for _, v in self.gradients if isinstance(v, Variable)}
         map_leaves(self.result, lambda v: kept.add(v.number) if isinstance(v, Variable) else None)
         self._plan_release(kept)
+
+    def _require_untouched(self, arguments: list[Array]) -> None:
+        for k, array in enumerate(arguments):
+            if not isinstance(array._data, Symbol) or array._data.index != k:
+                raise TraceError(
+                    f"{self.name} assigns to elements of its argument number {k + 1}, which a "
+                    "replay cannot do: assign to a copy (x + 0) and return it"
+                )
 
     def _put_back(self) -> None:
         """Leave the arrays from outside as they were before the trace."""
@@ -190,14 +213,15 @@ class Trace:
                 return values[operand.number]
             if not isinstance(operand, GradientOf):
                 return operand
-            if operand.leaf.grad is None:
+            if found[id(operand.leaf)] is None:
                 raise GraphError(
                     f"{self.name} was traced while .grad of an array of shape "
                     f"{operand.leaf.shape} held a gradient to add to, and it holds none now; trace "
                     "a function that calls zero_grad() first"
                 )
-            return operand.leaf.grad
+            return found[id(operand.leaf)]
 
+        found = {id(met.leaf): met.leaf._grad for met in self._leaves.values()}
         before, dispatch.state.recording = dispatch.state.recording, False
         try:
             for equation, released in zip(self.equations, self._last_use, strict=True):
@@ -292,6 +316,7 @@ def trace(f: Callable, *args: Array) -> Trace:
     try:
         with interpreter(traced.stage):
             traced._finish(f(*symbols))
+            traced._require_untouched(symbols)
     finally:
         traced._put_back()
         staging.trace = outer
@@ -308,7 +333,9 @@ def _specs_of(args: tuple[Array, ...]) -> tuple[Spec, ...]:
 def map_leaves(structure: Any, function: Callable) -> Any:
     """Apply a function to every array or operand of nested tuples, lists and dicts."""
     if isinstance(structure, (tuple, list)):
-        return type(structure)(map_leaves(item, function) for item in structure)
+        items = [map_leaves(item, function) for item in structure]
+        named = hasattr(structure, "_fields")  # a namedtuple takes them one by one
+        return type(structure)(*items) if named else type(structure)(items)
     if isinstance(structure, dict):
         return {name: map_leaves(item, function) for name, item in structure.items()}
     if structure is None:

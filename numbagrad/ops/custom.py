@@ -116,7 +116,7 @@ class CustomOp:
             if parameter.kind is parameter.KEYWORD_ONLY
         }
         _check_signatures(self.op, function_of(self._kernel), tuple(self._defaults))
-        self._watched = list(_reads(function_of(self._kernel), set()))
+        self._watched = list(reads(function_of(self._kernel), set()))
         register(self.op)
 
     def __call__(self, *arrays: Array, **params: Any) -> Array:
@@ -139,7 +139,7 @@ class CustomOp:
 
     def _recompile(self) -> None:
         """Compile the kernel, and the user's functions that it calls, for the globals of now."""
-        watched = list(_reads(function_of(self._kernel), set()))
+        watched = list(reads(function_of(self._kernel), set()))
         callees = [found for _, _, found in watched if isinstance(found, Dispatcher)]
         for dispatcher in (*reversed(callees), self._kernel):
             if isinstance(dispatcher, Dispatcher) and not is_settled(dispatcher, _SETTLED):
@@ -149,7 +149,7 @@ class CustomOp:
         self._watched = watched
 
 
-def _reads(function: Callable, seen: set[Callable]) -> Iterator[tuple[dict, str, Any]]:
+def reads(function: Callable, seen: set[Callable]) -> Iterator[tuple[dict, str, Any]]:
     """Yield (namespace, name, value) of what a function and its callees read, callers first."""
     seen.add(function)
     for namespace, name, found in references(function):
@@ -159,7 +159,7 @@ def _reads(function: Callable, seen: set[Callable]) -> Iterator[tuple[dict, str,
         callee = function_of(found)
         ours = isinstance(callee, FunctionType) and not is_settled(callee, _SETTLED)
         if ours and callee not in seen:
-            yield from _reads(callee, seen)
+            yield from reads(callee, seen)
 
 
 def _checked(name: str, infer: Callable) -> Callable:
