@@ -10,6 +10,7 @@ import ast
 import importlib
 import inspect
 import io
+import itertools
 import re
 import sys
 import textwrap
@@ -152,7 +153,7 @@ class _Exported:
         runs = []
         for name, region in zip(self.source.functions, plan.regions, strict=True):
             bounds = region.bounds.tolist()
-            rows = list(zip(bounds, bounds[1:], strict=False))[: region.shards]
+            rows = list(itertools.pairwise(bounds))[: region.shards]
             runs.append(f"    for shard, (first, stop) in enumerate({rows}):")
             runs.append(f"        {name}(memory, SCRATCH, shard, first, stop)")
         checks = []
@@ -204,8 +205,9 @@ class _Exported:
             "    for array, (name, shape, dtype) in zip(arrays, ARGUMENTS, strict=True):",
             '        array = np.asarray(array, order="C")',
             "        if array.shape != shape or array.dtype != dtype:",
+            '            wanted = f"{name} must be {dtype} of shape {shape}"',
             '            got = f"{array.dtype} of shape {array.shape}"',
-            '            raise TypeError(f"step: {name} must be {dtype} of shape {shape}, got {got}")',
+            '            raise TypeError(f"step: {wanted}, got {got}")',
             "        arguments.append(array)",
             "    kept = {",
             *kept,
