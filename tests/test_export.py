@@ -1,5 +1,6 @@
 """An exported step runs without the package and gives the same bits."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import numbagrad as ng
 from numbagrad import layers
 from numbagrad.errors import GraphError
+from numbagrad.jit import njit
 
 RUN = """
 import sys
@@ -70,6 +72,54 @@ def test_an_exported_step_gives_the_same_bits_without_the_package(tmp_path):
         for name, value in model.state_dict().items():
             value = np.asarray(value)
             np.testing.assert_array_equal(file["model_" + name.replace(".", "_")], value)
+
+
+SCALE = 3
+
+
+def thrice(value):
+    return value * SCALE
+
+
+helper = njit(thrice)
+
+
+def thrice_kernel(x, out):
+    for i in range(x.size):
+        out[i] = helper(x[i])
+
+
+def compiled_op(name, kernel):
+    op = ng.custom_op(name, cpu=kernel, infer=lambda x: (x.shape, x.dtype))
+
+    @ng.compile
+    def step(x):
+        return op(x)
+
+    return step
+
+
+def test_a_users_kernel_is_written_with_what_it_calls(tmp_path):
+    x = np.arange(5, dtype=np.float32)
+    step = compiled_op("export_thrice", thrice_kernel)
+    step(x)
+    step.export(tmp_path / "thrice.py")
+    spec = importlib.util.spec_from_file_location("exported_thrice", tmp_path / "thrice.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["exported_thrice"] = module
+    spec.loader.exec_module(module)
+    np.testing.assert_array_equal(module.step(x), x * 3)
+    with pytest.raises(TypeError, match="must be float32 of shape"):
+        module.step(x[:3])
+
+
+def test_a_users_kernel_without_source_is_an_error(tmp_path):
+    space = {}
+    exec("def lost(x, out):\n    for i in range(x.size):\n        out[i] = x[i]\n", space)
+    step = compiled_op("export_lost", space["lost"])
+    step(np.ones(3, np.float32))
+    with pytest.raises(GraphError, match="no source can be had of the kernel lost"):
+        step.export(tmp_path / "lost.py")
 
 
 def test_export_needs_a_call_and_a_python_path(tmp_path):

@@ -101,12 +101,14 @@ class _Exported:
             picked(linkage, {"array_at"}),
             _title("kernels"),
             picked(kernels_cpu, wanted),
-            *(_user_kernel(name, kernel) for name, kernel in sorted(users.items())),
+            USERS,
             _title("regions"),
             *numba_types,
             regions.strip(),
             _title("step"),
         ]
+        names = {n for part in parts for st, _ in _statements(part) for n in _bound(st)}
+        parts[parts.index(USERS)] = _user_kernels(users, names - users.keys())
         step = self._step()  # may add arrays
         text = "\n\n".join([self._docstring() + HEAD, *parts, step])
         return re.sub(r"\n{4,}", "\n\n\n", text).rstrip() + "\n", self.arrays
@@ -347,14 +349,29 @@ def _import(module: pytypes.ModuleType, statement: ast.ImportFrom, names: set[st
 # ---------------------------------------------------------------- users' kernels
 
 
-def _user_kernel(name: str, kernel: Callable) -> str:
-    """Return the source of a user's kernel and of what it calls, under the name in the regions."""
-    texts: dict[str, str] = {}
-    function = function_of(kernel)
-    _collect(function, texts)
-    if function.__name__ != name:
-        texts[name] = f"{name} = {function.__name__}"
-    return "\n\n\n".join(texts.values())
+USERS = "# users' kernels"
+
+
+def _user_kernels(kernels: dict[str, Callable], taken: set[str]) -> str:
+    """Return the source of users' kernels and of what they call, under the names in the regions.
+
+    All lies in one namespace: a name that would mean two things is an error.
+    """
+    found: dict[str, str] = {}
+    for name, kernel in sorted(kernels.items()):
+        texts: dict[str, str] = {}
+        function = function_of(kernel)
+        _collect(function, texts)
+        if function.__name__ != name:
+            texts[name] = f"{name} = {function.__name__}"
+        for key, text in texts.items():
+            clash = key in taken and not text.startswith("import ")
+            if clash or found.setdefault(key, text) != text:
+                raise GraphError(
+                    f"export: {key}, which the kernel {function.__name__} reads, has another "
+                    "meaning in the exported module; rename it"
+                )
+    return "\n\n\n".join([USERS, *found.values()])
 
 
 def _collect(function: Callable, texts: dict[str, str]) -> None:
@@ -376,7 +393,10 @@ def _collect(function: Callable, texts: dict[str, str]) -> None:
         if isinstance(value, pytypes.ModuleType) and is_settled(value):
             texts[name] = f"import {value.__name__} as {name}"
         elif isinstance(inner, pytypes.FunctionType) and not is_settled(inner):
-            _collect(inner, texts)
+            if inner.__name__ not in texts:
+                _collect(inner, texts)
+            if name not in texts:  # another name for it
+                texts[name] = f"{name} = {inner.__name__}"
         elif isinstance(value, (bool, int, float, str)):
             texts[name] = f"{name} = {value!r}"
         elif is_settled(value) and getattr(sys.modules.get(value.__module__), name, None) is value:
