@@ -8,6 +8,7 @@ import inspect
 import threading
 import types as pytypes
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..jit import OURS, is_settled, references
 from ..ops.convolution import get_winograd
 from .compiled import Executable
 from .emit_cpu import Source
+from .export import export
 from .plan import batch_axis, make_plan
 from .report import StepReport, report
 from .simplify import simplify
@@ -198,6 +200,24 @@ class CompiledFunction:
     def report(self) -> StepReport:
         """Return time, arithmetic and memory of each part, over the last calls; print it."""
         return report(self._compiled())
+
+    def export(self, path: str | Path) -> None:
+        """Write the last call's variant as a Python module that needs only Numba and NumPy.
+
+        Its arrays go into an .npz file beside it. The module's ``step`` takes and returns NumPy
+        arrays, and changes its ``states``, a dict by name, in place.
+
+        Parameters
+        ----------
+        path
+            Where; it ends in ``.py``.
+
+        Raises
+        ------
+        GraphError
+            Before the first call, or if a kernel of a user's has no source to be written.
+        """
+        export(self._compiled(), path)
 
     def _compiled(self) -> Executable:
         if self._last is None:
