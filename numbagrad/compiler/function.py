@@ -27,7 +27,7 @@ from .simplify import simplify
 from .trace import Trace, trace
 
 SCALARS = (bool, int, str, bytes, type(None), np.dtype, type)
-PLAIN = (*SCALARS, float, np.generic)
+PLAIN = {bool, int, float, str, bytes, type(None), np.float32, np.float64, np.int64, np.bool_}
 MAX_VARIANTS = 64  # of a function; what was compiled stays on disk
 MAX_CAPTURED = 10_000  # things around a function
 
@@ -423,12 +423,16 @@ def _mark_of(holder: Any) -> tuple:
         values = holder
     else:
         values = holder.__dict__.values()
-    return tuple([
-        (type(x), x) if isinstance(x, PLAIN)
-        else (id(x), x.requires_grad) if isinstance(x, Array)
-        else id(x)
-        for x in values
-    ])  # fmt: skip
+    return tuple(
+        [
+            (kind, x)
+            if (kind := type(x)) in PLAIN
+            else (id(x), x.requires_grad)
+            if isinstance(x, Array)
+            else id(x)
+            for x in values
+        ]
+    )
 
 
 def _around(function: pytypes.FunctionType) -> list[Any]:

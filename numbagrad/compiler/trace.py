@@ -81,6 +81,7 @@ class Trace:
         self._leaves: dict[int, _Leaf] = {}
         self.gradients: list[tuple[Array, Operand | None]] = []
         self._graded: set[int] = set()
+        self._had_none: list[tuple[Array, bool]] = []
         self._last_use: list[tuple[int, ...]] = []
 
     @property
@@ -130,11 +131,7 @@ class Trace:
 
         To add to a gradient is another thing than to make one.
         """
-        return all(
-            (met.leaf._grad is None) is (met.grad is None)
-            for key, met in self._leaves.items()
-            if key in self._graded
-        )
+        return all([(leaf._grad is None) is had_none for leaf, had_none in self._had_none])
 
     def stage(
         self,
@@ -161,6 +158,8 @@ class Trace:
             after = met.leaf._grad
             if after is not met.grad:
                 self.gradients.append((met.leaf, None if after is None else self._operand(after)))
+        graded = [met for key, met in self._leaves.items() if key in self._graded]
+        self._had_none = [(met.leaf, met.grad is None) for met in graded]
         kept: set[int] = {v.number for _, v in self.gradients if isinstance(v, Variable)}
         map_leaves(self.result, lambda v: kept.add(v.number) if isinstance(v, Variable) else None)
         self._plan_release(kept)
