@@ -2072,6 +2072,14 @@ def random_uniform(seed, call, first, out):
 
 
 @njit
+def _lane(v, lane, x):
+    """Return what stands in a lane of a vector; 0 if there is no such lane."""
+    numbers, zero = simd.integers(x, 0, 1), simd.splat(0, x)
+    upwards = simd.where(numbers >= lane, v, zero)
+    return simd.reduce_sum(simd.where(numbers >= lane + 1, zero, upwards))
+
+
+@njit
 def _normal_pair(u, v, out):
     """Return r cos(2 pi v) and r sin(2 pi v), with r = sqrt(-2 ln(1 - u))."""
     one, two, tau = out.dtype.type(1), out.dtype.type(2), out.dtype.type(2 * np.pi)
@@ -2088,11 +2096,13 @@ def random_normal(seed, call, first, out):
     random_uniform(seed, call, first, out)
     for i in range(0, out.size - 1, 2):
         out[i], out[i + 1] = _normal_pair(out[i], out[i + 1], out)
-    if out.size % 2 == 1:  # one whose pair ends outside
-        last = out.size - 1
-        block = np.empty(WORDS, out.dtype)
-        random_uniform(seed, call, first + last - last % WORDS, block)
-        out[last], _ = _normal_pair(block[last % WORDS], block[last % WORDS + 1], out)
+    if out.size % 2 == 1:  # one whose pair ends outside: v comes from where u did
+        last, step = out.size - 1, simd.lanes(out)
+        lane = last % (2 * step) + 1
+        start = last + 1 - lane
+        a, b = _pairs(seed, call, (first + start) * out.itemsize // (4 * WORDS))
+        v = _lane(simd.fraction(a, out), lane, out) + _lane(simd.fraction(b, out), lane - step, out)
+        out[last], _ = _normal_pair(out[last], v, out)
 
 
 @njit
