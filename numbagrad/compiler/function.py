@@ -19,6 +19,7 @@ from ..errors import GraphError, ShapeError, TraceError
 from ..jit import OURS, is_settled, references
 from ..ops.convolution import get_winograd
 from .compiled import Executable
+from .draw import StepGraph, draw
 from .emit_cpu import Source
 from .export import export
 from .plan import batch_axis, make_plan
@@ -196,6 +197,11 @@ class CompiledFunction:
     def source(self) -> str:
         """The emitted source of the last call's variant."""
         return self._compiled().source.text
+
+    @property
+    def graph(self) -> StepGraph:
+        """The plan of the last call's variant: print it, or let a notebook draw it."""
+        return draw(self._compiled().source)
 
     def report(self) -> StepReport:
         """Return time, arithmetic and memory of each part, over the last calls; print it."""
