@@ -152,6 +152,13 @@ class Pool:
 pool = Pool()
 
 
+def aligned(nbytes: int) -> np.ndarray:
+    """Return so many bytes of new memory, at a full cache line, as a uint8 array."""
+    raw = np.empty(nbytes + LINE, np.uint8)
+    first = -raw.ctypes.data % LINE
+    return raw[first : first + nbytes]
+
+
 class _Arena(threading.local):
     """Memory that a Python thread's kernels use one after the other, as workspace.
 
@@ -192,9 +199,7 @@ class Workspace:
         starts = [0, *itertools.accumulate(-(-size // LINE) * LINE for size in sizes)]
         if starts[-1] > _arena.memory.size:
             _arena.carved.clear()  # nobody should keep the old memory
-            raw = np.empty(starts[-1] + LINE, np.uint8)
-            first = -raw.ctypes.data % LINE
-            _arena.memory = raw[first : first + starts[-1]]
+            _arena.memory = aligned(starts[-1])
         arrays = [
             _arena.memory[start : start + size].view(dtype).reshape(shape)
             for start, size, (shape, dtype) in zip(starts, sizes, self.wanted, strict=False)

@@ -34,7 +34,6 @@ from .graph import Buffer, Ref, Region
 from .linkage import link
 from .trace import Trace, map_leaves
 
-LINE = 64
 REMEMBERED = 100  # calls
 
 
@@ -67,12 +66,6 @@ def _load(text: str, module_name: str, file_name: str) -> None:
         raise
 
 
-def _aligned(nbytes: int) -> np.ndarray:
-    raw = np.empty(nbytes + LINE, np.uint8)
-    first = -raw.ctypes.data % LINE
-    return raw[first : first + nbytes]
-
-
 def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
@@ -92,7 +85,7 @@ class Executable:
         ]
         plan = self.plan
         self._lock = threading.Lock()
-        self._arena = _aligned(plan.arena_bytes)
+        self._arena = devices.aligned(plan.arena_bytes)
         self._memory = np.zeros(max(len(self.source.slots), 1), np.int64)
         self._leaves: list[tuple[int, Array, Any]] = []  # and the data of the last call
         self._data: list[Any] = []
@@ -115,7 +108,7 @@ class Executable:
         module = load_module(self.source.text, _safe(plan.name))
         copies = numba.config.NUMBA_NUM_THREADS
         most = max((region.scratch_bytes for region in plan.regions), default=0)
-        self._scratch = _aligned(most * copies + LINE)
+        self._scratch = devices.aligned(most * copies + devices.LINE)
         #: How long each region took in the last calls.
         self.seconds = [deque(maxlen=REMEMBERED) for _ in plan.regions]
         self._runs = [
@@ -162,7 +155,9 @@ class Executable:
         words = np.array(
             [[word for argument in row for word in words_of(argument)] for row in rows], np.int64
         )
-        words[:, 4] = -(-size // LINE) * LINE  # from one thread's scratch to the next
+        words[:, 4] = (
+            -(-size // devices.LINE) * devices.LINE
+        )  # from one thread's scratch to the next
         return partial(_run_region, function.__name__, entry, words)
 
     # -------------------------------------------------------------------- run

@@ -12,13 +12,16 @@ even ones stand the nodes that see whole arrays. Each node runs as early as its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ..array import Array, Spec, size_of
+from ..device import LINE
 from ..dispatch import (
     MAX_PARTIAL_SHARDS,
     MAX_SHARDS,
@@ -33,7 +36,6 @@ from .graph import Buffer, Combine, Cut, Node, Ref, Region, cut_of, is_local, un
 from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
 
 PARTIAL_SHARE = 4
-LINE = 64  # bytes; buffers start at a full cache line
 CHUNK_BYTES = 512 * 1024  # what a chunk's values may take: half of a core's own cache
 
 
@@ -285,13 +287,11 @@ class _Shelf:
         self.end = 0
 
     def take(self, nbytes: int) -> int:
-        size, start, at = max(-(-nbytes // LINE) * LINE, LINE), 0, 0
-        for at, (low, high) in enumerate(self.taken):  # noqa: B007
-            if low - start >= size:
-                break
-            start = high
-        else:
-            at = len(self.taken)
+        size = max(-(-nbytes // LINE) * LINE, LINE)
+        gaps = pairwise([(0, 0), *self.taken, (math.inf, math.inf)])
+        at, start = next(
+            (k, end) for k, ((_, end), (low, _)) in enumerate(gaps) if low - end >= size
+        )
         self.taken.insert(at, (start, start + size))
         self.end = max(self.end, start + size)
         return start
