@@ -556,7 +556,8 @@ def place_forward(x, index, reduce, inner, out):
 # may do. AVX-512 has all three, others two.
 
 COLUMNS, HALF_COLUMNS = simd.TILE_COLUMNS, simd.TILE_COLUMNS // 2
-ROWS = simd.NARROW_ROWS
+ROWS, WIDE_ROWS = simd.NARROW_ROWS, simd.TILE_ROWS  # of narrow tiles, and of wide ones
+PAIR = 2  # vectors, of tiles that are as wide on every processor
 
 
 def _tiles(rows_of_tile, columns):
@@ -1259,75 +1260,6 @@ def conv2d_backward_input(
             first += chunk * count
 
 
-def _channels(columns):
-    """Make `few_backward_input`'s loop over pixels, for `columns` channels: a literal in it."""
-
-    @njit
-    def channels(image, at, starts, taps, runs, weight, c, grad_x, at_out, places, first, count):
-        _, _, depth, out_channels = weight.shape
-        for q in range(0, count, ROWS):
-            acc = simd.tile(grad_x, ROWS, columns)
-            here = simd.tile_rows(acc, starts, first + q, count - q)
-            for k in range(0, out_channels, simd.lanes(grad_x)):
-                for t in range(runs):
-                    tap = taps[1, t] * depth + c * out_channels + k
-                    acc = simd.tile_fma_terms(
-                        acc, image, here, at + taps[0, t] + k, weight, tap, out_channels,
-                        out_channels - k,
-                    )  # fmt: skip
-            to = simd.tile_rows(acc, places, first + q, count - q)
-            simd.tile_store_sums(acc, grad_x, to, at_out + c, count - q, columns)
-
-    return channels
-
-
-_one_channel, _two_channels = _channels(1), _channels(2)
-
-
-@njit
-def few_backward_input(
-    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, spread, pixels, taps
-):
-    """grad_x = what `conv2d_backward_input` gives, for the few channels of a first layer.
-
-    A vector of a tile holds k, over which the sum runs, in place of c: its lanes are added in the
-    end. So it is full even for a single c. No bank is needed, and there are no groups.
-    """
-    kernel = weight.shape[:2]
-    _, height, width, channels = grad_x.shape
-    out_channels = weight.shape[3]
-    image = spread if spread.size > 0 else grad_out
-    _, rows, columns, _ = image.shape
-    offset = _first_seen(kernel, stride, padding, dilation)
-    chunk = pixels.shape[1]
-    starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
-    _phase_pixels(stride, padding, image.shape, out_channels, grad_x.shape, pixels)
-    spread.fill(0)
-    for n in range(0, grad_x.shape[0], chunk):
-        images, first = min(chunk, grad_x.shape[0] - n), 0
-        at, at_out = n * rows * columns * out_channels, n * height * width * channels
-        if spread.size > 0:
-            _spread(grad_out, n, images, offset, spread)
-            at = 0
-        for number in range(stride[0] * stride[1]):
-            phase = number // stride[1], number % stride[1]
-            count = _phase_size(phase, stride, padding, (height, width))
-            runs, _ = _phase_taps(
-                phase, kernel, stride, dilation, False, out_channels, columns, taps
-            )
-            for c in range(0, channels - 1, 2):
-                _two_channels(
-                    image, at, starts, taps, runs, weight, c, grad_x, at_out, places, first,
-                    images * count,
-                )  # fmt: skip
-            if channels % 2 == 1:
-                _one_channel(
-                    image, at, starts, taps, runs, weight, channels - 1, grad_x, at_out, places,
-                    first, images * count,
-                )  # fmt: skip
-            first += chunk * count
-
-
 BLOCK_PIXELS = 128  # of grad_out, together in a strip that stays close to the core
 
 
@@ -1382,12 +1314,237 @@ def conv2d_backward_weight(
                     )  # fmt: skip
 
 
+# ------------------------------------------------ few channels: planes of pixels
+#
+# A vector of six channels is mostly empty. Where there are few of them, images are taken apart into
+# planes, one for each channel, and a vector holds neighbouring pixels. A plane has its zeros around
+# it, and its rows follow on each other: then a tap lies equally far from all output pixels, so that
+# a tile of (k, pixels) needs no tables. It runs over the ends of rows, too; what it finds there is
+# thrown away. With a stride each phase of the pixels has planes of its own (see above).
+
+
+@njit
+def _apart(x, first, count, stride, offset, planes, rows, pitch):
+    """planes[c, phase, i, h', w'] = x[first + i, h, w, c] for i < count.
+
+    h + offset = h' stride + phase, and likewise for w. A plane has `rows` x `pitch` pixels an
+    image.
+    """
+    _, height, width, channels = x.shape
+    area, phases = planes.shape[1], stride[0] * stride[1]
+    flat, out = x.reshape(-1), planes.reshape(-1)
+    for phase in range(phases):
+        top, down = _phase_rows(phase // stride[1], stride[0], offset[0], height)
+        left, across = _phase_rows(phase % stride[1], stride[1], offset[1], width)
+        row, column = (top + offset[0]) // stride[0], (left + offset[1]) // stride[1]
+        step = stride[1] * channels
+        for i in range(count):
+            at = (((first + i) * height + top) * width + left) * channels
+            to = phase * area + (i * rows + row) * pitch + column
+            for _ in range(down):
+                if step == 1:
+                    _copy_run(flat, at, out, to, across)
+                else:
+                    _row_apart(flat, at, step, across, channels, out, to, phases * area)
+                at += stride[0] * width * channels
+                to += pitch
+
+
+@njit
+def _row_apart(x, at, step, count, channels, out, to, apart):
+    """out[to + c apart + j] = x[at + j step + c] for j < count and c < channels."""
+    for c in range(0, channels, ROWS):
+        for j in range(0, count, simd.lanes(out)):
+            acc = simd.tile(out, ROWS, 1)
+            acc = simd.tile_load_turned(acc, x, at + j * step + c, step, count - j, channels - c)
+            places = simd.tile_steps(acc, to + c * apart, apart, channels - c)
+            simd.tile_store(acc, out, places, j, channels - c, count - j)
+
+
+@njit
+def _plane_places(images, extents, rows, pitch, channels, places):
+    """Write down where a plane's pixels lie in the images.
+
+    What is no pixel gets the place of the last one before it, which is written later.
+    """
+    height, width = extents
+    last = -1
+    for row in range(images * rows):
+        inside = row % rows < height
+        for w in range(pitch):
+            last += inside and w < width
+            places[row * pitch + w] = last * channels
+    places[images * rows * pitch :].fill(last * channels)
+
+
+@njit
+def _convolve_planes(planes, taps, weight, apart, bias, ones, out, at_out, places, count, channels):
+    """out[at_out + places[q] + k] = bias[k]
+    + sum_t planes[taps[0, t] + q] weight[taps[1, t] + k apart]
+
+    for q < count and k < channels, from the last q to the first: a place that several share is the
+    first one's.
+    """
+    step = COLUMNS * simd.lanes(out)
+    for q in range((count - 1) // step * step, -1, -step):  # `places` goes on to a whole tile
+        for k in range(0, channels, WIDE_ROWS):
+            acc = simd.tile(out, WIDE_ROWS, COLUMNS)
+            here = simd.tile_steps(acc, k * apart, apart, channels - k)
+            for t in range(taps.shape[1]):
+                acc = simd.tile_fma(acc, weight, here, taps[1, t], planes, taps[0, t] + q)
+            if bias.size > 0:
+                here = simd.tile_steps(acc, k, 1, channels - k)
+                acc = simd.tile_fma(acc, bias, here, 0, ones, 0)
+            simd.tile_store_turned(acc, out, places, q, at_out + k, channels - k)
+
+
+@njit
+def _images_of(planes, rows, pitch):
+    """Return how many images of this size planes hold: at their end there is room for a tile."""
+    return (planes.shape[1] - COLUMNS * simd.lanes(planes)) // (rows * pitch)
+
+
+@njit
+def _pixels_of(images, extents, rows, pitch):
+    """Return how many pixels of a plane there are up to the last that is one of the images'."""
+    height, width = extents
+    return ((images - 1) * rows + height - 1) * pitch + width if height * width > 0 else 0
+
+
+@njit
+def _plane_extents(x, stride, padding, planes):
+    """Return how many images planes of x hold, and the rows and the pixels of a row of each."""
+    rows = (x.shape[1] + 2 * padding[0] + stride[0] - 1) // stride[0]
+    pitch = (x.shape[2] + 2 * padding[1] + stride[1] - 1) // stride[1]
+    return _images_of(planes, rows, pitch), rows, pitch
+
+
+@njit
+def planar_forward(
+    x, weight, bias, bank, stride, padding, dilation, groups, out, planes, places, taps, ones
+):
+    """out = what `conv2d_forward` gives, for few output channels. No bank is needed, no groups."""
+    filter_height, filter_width, depth, out_channels = weight.shape
+    _, height, width, _ = out.shape
+    images, rows, pitch = _plane_extents(x, stride, padding, planes)
+    area, phases, t = planes.shape[1], stride[0] * stride[1], 0
+    for r in range(filter_height):
+        for s in range(filter_width):
+            h, w = r * dilation[0], s * dilation[1]
+            phase = h % stride[0] * stride[1] + w % stride[1]
+            for c in range(depth):
+                plane = (c * phases + phase) * area
+                taps[0, t] = plane + h // stride[0] * pitch + w // stride[1]
+                taps[1, t] = t * out_channels
+                t += 1
+    planes.fill(0)
+    ones.fill(1)
+    for n in range(0, x.shape[0], images):
+        count = min(images, x.shape[0] - n)
+        if n == 0 or count < images:
+            _plane_places(count, (height, width), rows, pitch, out_channels, places)
+        _apart(x, n, count, stride, padding, planes, rows, pitch)
+        _convolve_planes(
+            planes.reshape(-1), taps, weight.reshape(-1), 1, bias, ones,
+            out.reshape(-1), n * height * width * out_channels, places,
+            _pixels_of(count, (height, width), rows, pitch), out_channels,
+        )  # fmt: skip
+
+
+@njit
+def planar_backward_input(
+    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, planes, places, taps, ones
+):
+    """grad_x = what `conv2d_backward_input` gives, for few input channels and no stride.
+
+    It is a convolution by the filter upside down, as wide as its input and output together allow.
+    """
+    filter_height, filter_width, depth, out_channels = weight.shape
+    _, height, width, channels = grad_x.shape
+    reach = (filter_height - 1) * dilation[0], (filter_width - 1) * dilation[1]
+    offset = reach[0] - padding[0], reach[1] - padding[1]
+    rows, pitch = height + reach[0], width + reach[1]
+    images, area, t = _images_of(planes, rows, pitch), planes.shape[1], 0
+    for r in range(filter_height):
+        for s in range(filter_width):
+            for k in range(out_channels):
+                above = reach[0] - r * dilation[0]
+                taps[0, t] = k * area + above * pitch + reach[1] - s * dilation[1]
+                taps[1, t] = (r * filter_width + s) * depth * out_channels + k
+                t += 1
+    planes.fill(0)
+    for n in range(0, grad_x.shape[0], images):
+        count = min(images, grad_x.shape[0] - n)
+        if n == 0 or count < images:
+            _plane_places(count, (height, width), rows, pitch, channels, places)
+        _apart(grad_out, n, count, stride, offset, planes, rows, pitch)
+        _convolve_planes(
+            planes.reshape(-1), taps, weight.reshape(-1), out_channels, bank[:0], ones,
+            grad_x.reshape(-1), n * height * width * channels, places,
+            _pixels_of(count, (height, width), rows, pitch), channels,
+        )  # fmt: skip
+
+
+@njit
+def planar_backward_weight(
+    x, grad_out, stride, padding, dilation, groups, grad_weight, planes, grads, sums, tables
+):
+    """grad_weight = what `conv2d_backward_weight` gives, for few output channels.
+
+    The rows of a tile are (r, s, c), its columns k; each lane sums over pixels of its own, and all
+    lanes are added in the end. Between the rows of the gradient's planes there are zeros.
+    """
+    filter_height, filter_width, depth, out_channels = grad_weight.shape
+    _, height, width, _ = grad_out.shape
+    images, rows, pitch = _plane_extents(x, stride, padding, planes)
+    area, phases, q = planes.shape[1], stride[0] * stride[1], 0
+    starts, parts, to = tables[0], tables[1], tables[2]
+    lanes = simd.lanes(x)
+    across = -(-out_channels // PAIR) * PAIR * lanes
+    for r in range(filter_height):
+        for s in range(filter_width):
+            h, w = r * dilation[0], s * dilation[1]
+            phase = h % stride[0] * stride[1] + w % stride[1]
+            for c in range(depth):
+                plane = (c * phases + phase) * area
+                starts[q] = plane + h // stride[0] * pitch + w // stride[1]
+                parts[q], to[q] = q * across, q * out_channels
+                q += 1
+    flat, flat_grads = planes.reshape(-1), grads.reshape(-1)
+    planes.fill(0)
+    grads.fill(0)
+    sums.fill(0)
+    for n in range(0, x.shape[0], images):
+        count = min(images, x.shape[0] - n)
+        _apart(x, n, count, stride, padding, planes, rows, pitch)
+        _apart(grad_out, n, count, (1, 1), (0, 0), grads, rows, pitch)
+        last = _pixels_of(count, (height, width), rows, pitch)
+        for q in range(0, starts.size, WIDE_ROWS):
+            left = starts.size - q
+            for k in range(0, out_channels, PAIR):
+                acc = simd.tile(x, WIDE_ROWS, PAIR)
+                here = simd.tile_rows(acc, starts, q, left)
+                part = simd.tile_rows(acc, parts, q, left)
+                acc = simd.tile_load(acc, sums, part, k * lanes, left, PAIR * lanes)
+                for p in range(0, last, lanes):
+                    acc = simd.tile_fma_terms(
+                        acc, flat, here, p, flat_grads, k * area + p, area, last - p
+                    )
+                simd.tile_store(acc, sums, part, k * lanes, left, PAIR * lanes)
+    for q in range(0, starts.size, WIDE_ROWS):
+        left = starts.size - q
+        for k in range(0, out_channels, PAIR):
+            acc = simd.tile(x, WIDE_ROWS, PAIR)
+            part = simd.tile_rows(acc, parts, q, left)
+            acc = simd.tile_load(acc, sums, part, k * lanes, left, PAIR * lanes)
+            here = simd.tile_rows(acc, to, q, left)
+            simd.tile_store_sums(acc, grad_weight.reshape(-1), here, k, left, out_channels - k)
+
+
 # ------------------------------------------------- depthwise: a filter a channel
 #
 # Channels do not mix: a step multiplies a vector of neighbouring channels of an input pixel by the
 # same channels of a filter tap, and a tile holds them for ROWS output pixels.
-
-PAIR = 2  # vectors of channels
 
 
 @njit
