@@ -557,7 +557,6 @@ def place_forward(x, index, reduce, inner, out):
 
 COLUMNS, HALF_COLUMNS = simd.TILE_COLUMNS, simd.TILE_COLUMNS // 2
 ROWS, WIDE_ROWS = simd.NARROW_ROWS, simd.TILE_ROWS  # of narrow tiles, and of wide ones
-PAIR = 2  # vectors, of tiles that are as wide on every processor
 
 
 def _tiles(rows_of_tile, columns):
@@ -1485,6 +1484,9 @@ def planar_backward_input(
         )  # fmt: skip
 
 
+SUMS = 3  # vectors of sums in a row of a tile: with few output channels, half of them
+
+
 @njit
 def planar_backward_weight(
     x, grad_out, stride, padding, dilation, groups, grad_weight, planes, grads, sums, tables
@@ -1500,7 +1502,7 @@ def planar_backward_weight(
     area, phases, q = planes.shape[1], stride[0] * stride[1], 0
     starts, parts, to = tables[0], tables[1], tables[2]
     lanes = simd.lanes(x)
-    across = -(-out_channels // PAIR) * PAIR * lanes
+    across = -(-out_channels // SUMS) * SUMS * lanes
     for r in range(filter_height):
         for s in range(filter_width):
             h, w = r * dilation[0], s * dilation[1]
@@ -1521,22 +1523,22 @@ def planar_backward_weight(
         last = _pixels_of(count, (height, width), rows, pitch)
         for q in range(0, starts.size, WIDE_ROWS):
             left = starts.size - q
-            for k in range(0, out_channels, PAIR):
-                acc = simd.tile(x, WIDE_ROWS, PAIR)
+            for k in range(0, out_channels, SUMS):
+                acc = simd.tile(x, WIDE_ROWS, SUMS)
                 here = simd.tile_rows(acc, starts, q, left)
                 part = simd.tile_rows(acc, parts, q, left)
-                acc = simd.tile_load(acc, sums, part, k * lanes, left, PAIR * lanes)
+                acc = simd.tile_load(acc, sums, part, k * lanes, left, SUMS * lanes)
                 for p in range(0, last, lanes):
                     acc = simd.tile_fma_terms(
                         acc, flat, here, p, flat_grads, k * area + p, area, last - p
                     )
-                simd.tile_store(acc, sums, part, k * lanes, left, PAIR * lanes)
+                simd.tile_store(acc, sums, part, k * lanes, left, SUMS * lanes)
     for q in range(0, starts.size, WIDE_ROWS):
         left = starts.size - q
-        for k in range(0, out_channels, PAIR):
-            acc = simd.tile(x, WIDE_ROWS, PAIR)
+        for k in range(0, out_channels, SUMS):
+            acc = simd.tile(x, WIDE_ROWS, SUMS)
             part = simd.tile_rows(acc, parts, q, left)
-            acc = simd.tile_load(acc, sums, part, k * lanes, left, PAIR * lanes)
+            acc = simd.tile_load(acc, sums, part, k * lanes, left, SUMS * lanes)
             here = simd.tile_rows(acc, to, q, left)
             simd.tile_store_sums(acc, grad_weight.reshape(-1), here, k, left, out_channels - k)
 
@@ -1545,6 +1547,9 @@ def planar_backward_weight(
 #
 # Channels do not mix: a step multiplies a vector of neighbouring channels of an input pixel by the
 # same channels of a filter tap, and a tile holds them for ROWS output pixels.
+
+
+PAIR = 2  # vectors of channels
 
 
 @njit
@@ -2013,15 +2018,39 @@ def winograd_backward_weight(
 # notes where in its window it was found, r kernel_size[1] + s, as a number of x's own dtype: so
 # one vector compares values and another carries their places.
 #
-# A strip of channels slides over a row of windows: what belongs to the strip, its masks above all,
-# is made once. It is two vectors wide, since most processors fetch lines of memory in pairs. With 6
-# channels most of its lanes are idle: then the pixels, not the bytes, take the time.
+# A strip of channels slides over a row of windows. It is two vectors wide, since most processors
+# fetch lines of memory in pairs. Where one vector holds all channels the other takes the next
+# window, if all windows lie inside the image and fall into pairs.
 
 
 @njit
 def _inside(first, kernel, extent):
     """Return the range of window rows that lie in the image, for a window from row `first` on."""
     return max(-first, 0), min(kernel, extent - first)
+
+
+@njit
+def _second(x, c, windows, stride, padding):
+    """Return how many channels the second vector has, and where it lies from the first one on, in
+    images and in outputs; and how many windows both of them take.
+    """
+    channels, lanes = x.shape[3], simd.lanes(x)
+    if channels <= lanes and windows % 2 == 0 and padding == 0:
+        return channels, stride * channels, channels, 2
+    return channels - c - lanes, lanes, lanes, 1
+
+
+@njit
+def _load_both(x, i, n0, apart, n1):
+    """Load `n0` elements of the vector at i and `n1` of the one `apart` from it."""
+    return simd.load(x, i, n0), simd.load(x, i + apart, n1)
+
+
+@njit
+def _store_both(x, i, n0, apart, n1, a, b):
+    """Store `n0` elements of the vector at i and `n1` of the one `apart` from it."""
+    simd.store(x, i, a, n0)
+    simd.store(x, i + apart, b, n1)
 
 
 @njit
@@ -2037,16 +2066,17 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
             top, bottom = _inside(h, kernel_size[0], height)
             for c in range(0, channels, 2 * simd.lanes(x)):
                 count = channels - c
-                for j in range(columns):
+                more, apart, apart_out, step = _second(x, c, columns, stride[1], padding[1])
+                for j in range(0, columns, step):
                     w = j * stride[1] - padding[1]
                     left, right = _inside(w, kernel_size[1], width)
                     at = ((n * height + h + top) * width + w + left) * channels + c
-                    b0, b1 = _load2(x, at, count)
+                    b0, b1 = _load_both(x, at, count, apart, more)
                     start = p0 = p1 = simd.splat(top * kernel_size[1] + left, x)
                     for _ in range(top, bottom):
                         here = start
                         for pixel in range(at, at + (right - left) * channels, channels):
-                            v0, v1 = _load2(x, pixel, count)
+                            v0, v1 = _load_both(x, pixel, count, apart, more)
                             w0, w1 = _greater(v0, b0), _greater(v1, b1)
                             b0, b1 = simd.where(w0, v0, b0), simd.where(w1, v1, b1)
                             p0, p1 = simd.where(w0, here, p0), simd.where(w1, here, p1)
@@ -2054,8 +2084,8 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
                         at += width * channels
                         start = start + kernel_size[1]
                     to = ((n * rows + i) * columns + j) * channels + c
-                    _store2(out, to, count, b0, b1)
-                    _store2(index, to, count, p0, p1)
+                    _store_both(out, to, count, apart_out, more, b0, b1)
+                    _store_both(index, to, count, apart_out, more, p0, p1)
 
 
 @njit
@@ -2084,11 +2114,13 @@ def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
             top, bottom = _inside(h, kernel_size[0], height)
             for c in range(0, channels, 2 * simd.lanes(grad_x)):
                 count = channels - c
-                for j in range(columns):
+                more, apart, apart_out, step = _second(grad_x, c, columns, stride[1], padding[1])
+                for j in range(0, columns, step):
                     w = j * stride[1] - padding[1]
                     left, right = _inside(w, kernel_size[1], width)
                     at = ((n * rows + i) * columns + j) * channels + c
-                    (g0, g1), (p0, p1) = _load2(grad_out, at, count), _load2(index, at, count)
+                    g0, g1 = _load_both(grad_out, at, count, apart_out, more)
+                    p0, p1 = _load_both(index, at, count, apart_out, more)
                     to = ((n * height + h + top) * width + w + left) * channels + c
                     start = simd.splat(top * kernel_size[1] + left, grad_x)
                     for _ in range(top, bottom):
@@ -2097,9 +2129,9 @@ def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
                             s0 = simd.where(p0 == here, g0, zero)
                             s1 = simd.where(p1 == here, g1, zero)
                             if not alone:
-                                x0, x1 = _load2(grad_x, pixel, count)
+                                x0, x1 = _load_both(grad_x, pixel, count, apart, more)
                                 s0, s1 = s0 + x0, s1 + x1
-                            _store2(grad_x, pixel, count, s0, s1)
+                            _store_both(grad_x, pixel, count, apart, more, s0, s1)
                             here = here + 1
                         to += width * channels
                         start = start + kernel_size[1]

@@ -11,7 +11,7 @@ import numpy as np
 from ..array import FLOATS, Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
-from ..kernels_cpu import BLOCK_PIXELS, PAIR, PLANES
+from ..kernels_cpu import BLOCK_PIXELS, PLANES, SUMS
 from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
 from .elementwise import as_ints, require_arrays, require_float
 from .linalg import nothing, strip_width
@@ -375,7 +375,7 @@ def _planar_workspace(call: Call):
 def _planar_backward_weight_workspace(call: Call):
     """Room for planes of both operands, for a vector of sums for each weight, and for tables."""
     x, grad_weight = call.inputs[0], call.outputs[0]
-    rows, columns = size_of(grad_weight.shape[:3]), -(-grad_weight.shape[3] // PAIR) * PAIR
+    rows, columns = size_of(grad_weight.shape[:3]), -(-grad_weight.shape[3] // SUMS) * SUMS
     return [
         _planes(call, x.shape[3] * _plane_extents(call)[3]),
         _planes(call, columns),
