@@ -1836,19 +1836,26 @@ def _tile_corner(tile, extents):
 @njit
 def _input_planes(x, first, tiles, extents, padding, line, planes):
     """planes[i, tile, c] = (B^T d B)[i], with d the inputs that a tile of outputs sees."""
-    lanes, channels, pitch = simd.lanes(x), x.shape[3], planes.shape[1]
+    lanes, pitch = simd.lanes(x), planes.shape[1]
+    _, height, width, channels = x.shape
+    depth = _padded_width(channels, x)
     for tile in range(tiles):
         n, top, left = _tile_corner(first + tile, extents)
         h, w = top - padding[0], left - padding[1]
+        inside = h >= 0 and w >= 0 and h + 6 <= height and w + 6 <= width
+        corner = ((n * height + h) * width + w) * channels
         for c in range(0, channels, lanes):
             for j in range(6):
-                d0, d1 = _pixel(x, n, h, w + j, c), _pixel(x, n, h + 1, w + j, c)
-                d2, d3 = _pixel(x, n, h + 2, w + j, c), _pixel(x, n, h + 3, w + j, c)
-                d4, d5 = _pixel(x, n, h + 4, w + j, c), _pixel(x, n, h + 5, w + j, c)
+                if inside and channels - c >= lanes:
+                    d0, d1, d2, d3, d4, d5 = _six(x, corner + j * channels + c, width * channels)
+                else:
+                    d0, d1 = _pixel(x, n, h, w + j, c), _pixel(x, n, h + 1, w + j, c)
+                    d2, d3 = _pixel(x, n, h + 2, w + j, c), _pixel(x, n, h + 3, w + j, c)
+                    d4, d5 = _pixel(x, n, h + 4, w + j, c), _pixel(x, n, h + 5, w + j, c)
                 _put(line, j * lanes, 6 * lanes, _to_planes(d0, d1, d2, d3, d4, d5))
             for i in range(6):
                 d0, d1, d2, d3, d4, d5 = _six(line, 6 * i * lanes, lanes)
-                at = 6 * i * pitch + tile * _padded_width(channels, x) + c
+                at = 6 * i * pitch + tile * depth + c
                 _put(planes, at, pitch, _to_planes(d0, d1, d2, d3, d4, d5))
 
 
@@ -1867,69 +1874,113 @@ def _strips_width(channels, x):
     return whole + _pitch(channels - whole, x) if channels > whole else whole
 
 
+def _full_tiles(rows_of_tile, columns):
+    """Make `_products`' loop for tiles `columns` vectors wide: all are full, so there are no masks.
+
+    Rows lie evenly. Some past the last are computed, for which there is room.
+    """
+
+    @njit
+    def tiles(a, at_a, apart, steps, bank, at_bank, out, at_out, pitch, count):
+        for q in range(0, count, rows_of_tile):
+            acc = simd.tile(out, rows_of_tile, columns)
+            here = simd.tile_steps(acc, at_a + q * apart, apart, rows_of_tile)
+            row = at_bank
+            for p in range(steps):
+                acc = simd.tile_fma(acc, a, here, p, bank, row)
+                row += columns * simd.lanes(out)
+            to = simd.tile_steps(acc, at_out + q * pitch, pitch, rows_of_tile)
+            simd.tile_store(acc, out, to, 0, rows_of_tile, columns * simd.lanes(out))
+
+    return tiles
+
+
+FULL_ROWS = 2 * WIDE_ROWS  # of narrow tiles; room for rows is a multiple of it
+_full_wide_tiles, _full_narrow_tiles = _full_tiles(WIDE_ROWS, COLUMNS), _full_tiles(FULL_ROWS, 1)
+_full_half_tiles = _full_tiles(FULL_ROWS, HALF_COLUMNS) if HALF_COLUMNS > 1 else _full_narrow_tiles
+
+
 @njit
-def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, tables):
+def _products(a, at_a, apart, steps, bank, at_bank, columns, out, at_out, pitch, count):
+    """out[at_out + q pitch + j] = sum_p a[at_a + q apart + p] bank[p, j] for q < count and all j
+    < columns. The bank is in strips.
+    """
+    for k in range(0, columns, COLUMNS * simd.lanes(out)):
+        width = _pitch(columns - k, out)
+        if width > HALF_COLUMNS * simd.lanes(out):
+            _full_wide_tiles(a, at_a, apart, steps, bank, at_bank, out, at_out + k, pitch, count)
+        elif width > simd.lanes(out):
+            _full_half_tiles(a, at_a, apart, steps, bank, at_bank, out, at_out + k, pitch, count)
+        else:
+            _full_narrow_tiles(a, at_a, apart, steps, bank, at_bank, out, at_out + k, pitch, count)
+        at_bank += steps * width
+
+
+@njit
+def _outputs(planes, first, tiles, bias, line, out):
+    """out = A^T m A, with m the planes of a tile, and the bias added."""
+    lanes, pitch = simd.lanes(out), planes.shape[1]
+    _, height, width, channels = out.shape
+    group = _strips_width(channels, out)
+    for tile in range(tiles):
+        n, top, left = _tile_corner(first + tile, (height, width))
+        down, across = min(4, height - top), min(4, width - left)
+        corner = ((n * height + top) * width + left) * channels
+        for k in range(0, channels, lanes):
+            count = channels - k
+            for j in range(6):
+                m0, m1, m2, m3, m4, m5 = _six(planes, j * pitch + tile * group + k, 6 * pitch)
+                _put(line, j * lanes, 6 * lanes, _from_planes(m0, m1, m2, m3, m4, m5))
+            shift = simd.splat(0, out)
+            if bias.size > 0:
+                shift = simd.load(bias, k, count)
+            for i in range(down):
+                m0, m1, m2, m3, m4, m5 = _six(line, 6 * i * lanes, lanes)
+                y = _from_planes(m0, m1, m2, m3, m4, m5)
+                at = corner + i * width * channels + k
+                for j in range(4):
+                    if j < across:
+                        simd.store(out, at + j * channels, y[j] + shift, count)
+
+
+@njit
+def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes):
     """Convolve images with filters of 3 x 3, stride 1, from their planes.
 
-    The other planes are workspace, with room for as many tiles as are done at a time.
+    The other planes are workspace, with room for as many tiles as are done at a time: a multiple of
+    FULL_ROWS.
     """
     images, height, width, out_channels = out.shape
-    extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
+    channels, lanes = x.shape[3], simd.lanes(x)
     depth, group = _padded_width(channels, x), _strips_width(out_channels, x)
-    rows, places, taps = tables[0], tables[1], tables[2, :1]
-    chunk = rows.size
-    for q in range(chunk):
-        rows[q], places[q] = q * depth, q * group
-    taps[0] = 0
-    no_bias = planes[:0]
-    flat_inputs, flat_outputs = input_planes.reshape(-1), output_planes.reshape(-1)
+    room = (input_planes.shape[1] - lanes) // depth // FULL_ROWS * FULL_ROWS
+    zero = simd.splat(0, x)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
-    for first in range(0, total, chunk):
-        tiles = min(chunk, total - first)
-        _input_planes(x, first, tiles, extents, padding, line, input_planes)
+    for first in range(0, total, room):
+        tiles = min(room, total - first)
+        _input_planes(x, first, tiles, (height, width), padding, line, input_planes)
+        last = (tiles + FULL_ROWS - 1) // FULL_ROWS * FULL_ROWS
         for i in range(PLANES):
-            at_bank = i * (planes.size // PLANES)
-            for k in range(0, out_channels, COLUMNS * lanes):
-                pitch = _pitch(out_channels - k, x)
-                _strip(
-                    flat_inputs, i * input_planes.shape[1], rows, taps, channels, 1,
-                    planes, at_bank, pitch, no_bias, 0, flat_outputs,
-                    i * output_planes.shape[1] + k, places, tiles, pitch, False,
-                )  # fmt: skip
-                at_bank += channels * pitch
-        for tile in range(tiles):
-            n, top, left = _tile_corner(first + tile, extents)
-            for k in range(0, out_channels, lanes):
-                for j in range(6):
-                    at, step = (
-                        j * output_planes.shape[1] + tile * group + k,
-                        6 * output_planes.shape[1],
-                    )
-                    m0, m1, m2, m3, m4, m5 = _six(output_planes, at, step)
-                    _put(line, j * lanes, 6 * lanes, _from_planes(m0, m1, m2, m3, m4, m5))
-                for i in range(4):
-                    m0, m1, m2, m3, m4, m5 = _six(line, 6 * i * lanes, lanes)
-                    y = _from_planes(m0, m1, m2, m3, m4, m5)
-                    for j in range(4):
-                        if top + i < height and left + j < width:
-                            value = y[j]
-                            if bias.size > 0:
-                                value += simd.load(bias, k, out_channels - k)
-                            at = ((n * height + top + i) * width + left + j) * out_channels + k
-                            simd.store(out, at, value, out_channels - k)
+            at, to = i * input_planes.shape[1], i * output_planes.shape[1]
+            for q in range(at + tiles * depth, at + last * depth, lanes):
+                simd.store(input_planes, q, zero)
+            _products(
+                input_planes.reshape(-1), at, depth, channels,
+                planes, i * (planes.size // PLANES), out_channels,
+                output_planes.reshape(-1), to, group, tiles,
+            )  # fmt: skip
+        _outputs(output_planes, first, tiles, bias, line, out)
 
 
 @njit
-def winograd_forward(
-    x, weight, bias, planes, padding, out, line, input_planes, output_planes, tables
-):
+def winograd_forward(x, weight, bias, planes, padding, out, line, input_planes, output_planes):
     """out = what `conv2d_forward` gives for filters of 3 x 3 and stride 1, from their planes."""
-    _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, tables)
+    _winograd(x, bias, planes, padding, out, line, input_planes, output_planes)
 
 
 @njit
 def winograd_backward_input(
-    grad_out, weight, planes, padding, grad_x, line, input_planes, output_planes, tables
+    grad_out, weight, planes, padding, grad_x, line, input_planes, output_planes
 ):
     """grad_x = what `conv2d_backward_input` gives for filters of 3 x 3 and stride 1.
 
@@ -1937,7 +1988,7 @@ def winograd_backward_input(
     """
     padding = 2 - padding[0], 2 - padding[1]
     no_bias = planes[:0]
-    _winograd(grad_out, no_bias, planes, padding, grad_x, line, input_planes, output_planes, tables)
+    _winograd(grad_out, no_bias, planes, padding, grad_x, line, input_planes, output_planes)
 
 
 @njit
@@ -1949,14 +2000,9 @@ def _output_planes(grad_out, first, tiles, line, planes):
         n, top, left = _tile_corner(first + tile, extents)
         for k in range(0, out_channels, lanes):
             for j in range(4):
-                y0, y1 = (
-                    _pixel(grad_out, n, top, left + j, k),
-                    _pixel(grad_out, n, top + 1, left + j, k),
-                )
-                y2, y3 = (
-                    _pixel(grad_out, n, top + 2, left + j, k),
-                    _pixel(grad_out, n, top + 3, left + j, k),
-                )
+                w = left + j
+                y0, y1 = _pixel(grad_out, n, top, w, k), _pixel(grad_out, n, top + 1, w, k)
+                y2, y3 = _pixel(grad_out, n, top + 2, w, k), _pixel(grad_out, n, top + 3, w, k)
                 _put(line, j * lanes, 4 * lanes, _grad_planes(y0, y1, y2, y3))
             strip = k - k % (COLUMNS * lanes)
             at = strip * tiles + tile * _pitch(out_channels - strip, grad_out) + k - strip

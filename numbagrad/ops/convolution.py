@@ -11,7 +11,7 @@ import numpy as np
 from ..array import FLOATS, Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
-from ..kernels_cpu import BLOCK_PIXELS, PLANES, SUMS
+from ..kernels_cpu import BLOCK_PIXELS, FULL_ROWS, PLANES, SUMS
 from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
 from .elementwise import as_ints, require_arrays, require_float
 from .linalg import nothing, strip_width
@@ -455,7 +455,8 @@ def _winograd_room(call: Call) -> tuple[int, tuple[int, int]]:
     widths = strip_width(channels, itemsize), _strips_width(images.shape[3], itemsize)
     room = WINOGRAD_BYTES // (PLANES * itemsize * (widths[0] + widths[1]))
     total = images.shape[0] * _tiles_of(images.shape[1:3])
-    return max(1, min(max(room, 4 * TILE_ROWS), total)), widths
+    tiles = max(1, min(max(room, 4 * TILE_ROWS), total))
+    return -(-tiles // FULL_ROWS) * FULL_ROWS, widths
 
 
 def _winograd_split(call: Call) -> list[Split]:
@@ -469,12 +470,12 @@ def _winograd_workspace(call: Call):
     dtype, (tiles, widths) = call.outputs[0].dtype, _winograd_room(call)
     vector = strip_width(1, dtype.itemsize)
     # A vector more than needed: planes that lie a power of two apart would share cache lines.
-    sizes, rows = [tiles * width + vector for width in widths], tiles
+    sizes, tables = [tiles * width + vector for width in widths], []
     if "kernel_size" in call.params:
         sizes.append(widths[0] * widths[1] + vector)  # the planes of the gradient
-        rows = widths[0]
+        tables.append(((3, widths[0]), np.int64))
     planes = [((PLANES, size), dtype) for size in sizes]
-    return [((PLANES * vector,), dtype), *planes, ((3, rows), np.int64)]
+    return [((PLANES * vector,), dtype), *planes, *tables]
 
 
 def _winograd_bank_infer(strips, *, depth, columns):
