@@ -1410,7 +1410,7 @@ def _sums_of_lanes(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Va
     return sums
 
 
-def _turn(builder: ir.IRBuilder, rows: list[ir.Value], halves: list[int]) -> list[ir.Value]:
+def _transposed(builder: ir.IRBuilder, rows: list[ir.Value], halves: list[int]) -> list[ir.Value]:
     """Turn a square of vectors: ever other off-diagonal blocks are swapped, of `halves` rows.
 
     Each round shuffles pairs of rows. The order of the rounds is free. With rows that are missing
@@ -1448,7 +1448,7 @@ def _(acc):
 def _(context, builder, sig, args):
     acc, count = args[0], sig.return_type.rows
     rows = [builder.extract_value(acc, row) for row in range(count)]
-    for row, value in enumerate(_turn(builder, rows, _halves(count))):
+    for row, value in enumerate(_transposed(builder, rows, _halves(count))):
         acc = builder.insert_value(acc, value, row)
     return acc
 
@@ -1472,7 +1472,7 @@ def _(context, builder, sig, args):
             at, left = _plus(builder, at, first), _plus(builder, width, -first)
             left = _least(builder, left, rows)
             vectors += _row_of(context, builder, sig.args[1], args[1], at, left, kind)
-        turned = _turn(builder, vectors, _halves(lanes)[::-1])
+        turned = _transposed(builder, vectors, _halves(lanes)[::-1])
         for row in range(rows):
             acc = builder.insert_value(acc, turned[row], first + row)
     return acc
@@ -1500,7 +1500,7 @@ def _(context, builder, sig, args):
         for first, rows in blocks:
             numbers = [(first + row) * kind.columns + column for row in range(rows)]
             vectors = [builder.extract_value(args[0], number) for number in numbers]
-            turned.append(_turn(builder, vectors + [None] * (lanes - rows), _halves(lanes)))
+            turned.append(_transposed(builder, vectors + [None] * (lanes - rows), _halves(lanes)))
         for lane in range(lanes - 1, -1, -1):
             at = _plus(builder, i, column * lanes + lane)
             entry = _address(context, builder, sig.args[2], args[2], at, types.intp)
