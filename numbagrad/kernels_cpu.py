@@ -1917,6 +1917,14 @@ def _products(a, at_a, apart, steps, bank, at_bank, columns, out, at_out, pitch,
 
 
 @njit
+def _at_a_time(total, room):
+    """Return how many tiles are done at a time: about the same number each time."""
+    times = (total + room - 1) // max(room, 1)
+    tiles = (total + times - 1) // max(times, 1)
+    return max((tiles + FULL_ROWS - 1) // FULL_ROWS, 1) * FULL_ROWS
+
+
+@njit
 def _outputs(planes, first, tiles, bias, line, out):
     """out = A^T m A, with m the planes of a tile, and the bias added."""
     lanes, pitch = simd.lanes(out), planes.shape[1]
@@ -1956,8 +1964,9 @@ def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes):
     room = (input_planes.shape[1] - lanes) // depth // FULL_ROWS * FULL_ROWS
     zero = simd.splat(0, x)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
-    for first in range(0, total, room):
-        tiles = min(room, total - first)
+    chunk = _at_a_time(total, room)
+    for first in range(0, total, chunk):
+        tiles = min(chunk, total - first)
         _input_planes(x, first, tiles, (height, width), padding, line, input_planes)
         last = (tiles + FULL_ROWS - 1) // FULL_ROWS * FULL_ROWS
         for i in range(PLANES):
@@ -2029,9 +2038,10 @@ def winograd_backward_weight(
     taps[0] = 0
     no_bias, flat_sums = line[:0], sums.reshape(-1)
     flat_inputs, flat_grads = input_planes.reshape(-1), grad_planes.reshape(-1)
-    chunk = (grad_planes.shape[1] - lanes) // group  # a vector is kept free: see the workspace
+    room = (grad_planes.shape[1] - lanes) // group  # a vector is kept free: see the workspace
     sums.fill(0)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
+    chunk = _at_a_time(total, room)
     for first in range(0, total, chunk):
         tiles = min(chunk, total - first)
         _input_planes(x, first, tiles, extents, padding, line, input_planes)

@@ -436,7 +436,7 @@ _BANK_TURNED = register(
 
 # Winograd's kernels take some tiles of 4 x 4 outputs at a time.
 
-WINOGRAD_BYTES = 3 * 2**17  # of the planes of these tiles: they stay in a core's own cache
+WINOGRAD_BYTES = 2**19  # of the planes of these tiles: they stay in a core's own cache
 
 
 def _tiles_of(extents: Pair) -> int:
