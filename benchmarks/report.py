@@ -122,7 +122,7 @@ def _show_kernels(mode: Mode, console: Console) -> None:
     """Print each kernel's fraction of the roof, those that lose most time first."""
     table = _table(
         f"{_threads(mode)}: kernels, time above the roof first (peak "
-        f"{mode.roof['peak'] / 1e9:.0f} GFLOP/s, memory {_memory_speed(mode) / 1e9:.1f} GB/s)",
+        f"{mode.roof.peak / 1e9:.0f} GFLOP/s, memory {_memory_speed(mode) / 1e9:.1f} GB/s)",
         "kernel", "shapes", "time", "GFLOP/s", "GB/s", "of the roof",
     )  # fmt: skip
     for kernel in sorted(mode.kernels, key=lambda k: -k["seconds"] * (1 - k["fraction"]))[:60]:
@@ -137,8 +137,7 @@ def _show_kernels(mode: Mode, console: Console) -> None:
 
 
 def _memory_speed(mode: Mode) -> float:
-    bandwidth = mode.roof["bandwidth"]
-    return bandwidth[max(bandwidth, key=int)]
+    return mode.roof.bandwidth[max(mode.roof.bandwidth)]
 
 
 def _show_processes(processes: dict, console: Console) -> None:
@@ -365,11 +364,11 @@ def _area(kernel: dict) -> float:
 
 
 def _draw_roof(axis, mode: Mode) -> None:
-    peak = mode.roof["peak"] / 1e9
+    peak = mode.roof.peak / 1e9
     low, high = 0.1, 1000.0
     axis.hlines(peak, low, high, color="black", label=f"peak: {peak:.0f} GFLOP/s")
-    bandwidth = sorted((int(size), speed / 1e9) for size, speed in mode.roof["bandwidth"].items())
-    for number, (size, speed) in enumerate(bandwidth):
+    for number, (size, bandwidth) in enumerate(sorted(mode.roof.bandwidth.items())):
+        speed = bandwidth / 1e9
         axis.plot(
             [low, peak / speed], [low * speed, peak], color=str(0.2 + 0.17 * number), linewidth=1,
             label=f"copy of {_bytes(size)}: {speed:.0f} GB/s",

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numbagrad.roofline import Roof
+
 from .measure import QUICK, Case, Effort, race
+from .results import roof_from_json
 
 # Idle OpenMP threads were seen to spin for 2 to 3 ms after their work (PyTorch and Numba bring an
 # OpenMP runtime each), OpenBLAS's for 100 ms. On several threads each turn begins with a rest that
@@ -53,7 +56,8 @@ def main(out: Path, task: Task) -> None:
     """Run the cases of the task that are not in the file yet."""
     import torch
 
-    from . import machine
+    from numbagrad import roofline
+
     from .cases import FAMILIES
 
     torch.set_num_threads(task.threads)
@@ -64,7 +68,7 @@ def main(out: Path, task: Task) -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
-        write(roof=machine.roof())
+        write(roof=vars(roofline.measure(task.threads)))
         for family in task.families:
             for case in FAMILIES[family]():
                 if case.key in done.started or (task.quick and not case.quick):
@@ -72,7 +76,7 @@ def main(out: Path, task: Task) -> None:
                 write(started=case.key)
                 write(key=case.key, result=_run(case, task))
                 gc.collect()
-        write(roof=machine.roof())
+        write(roof=vars(roofline.measure(task.threads)))
 
 
 def _run(case: Case, task: Task) -> dict:
@@ -105,19 +109,21 @@ def _run(case: Case, task: Task) -> dict:
 class Progress:
     """What a worker's file says."""
 
-    roofs: list[dict]
+    roofs: list[Roof]
     results: list[dict]
     started: list[str]
     outcomes: set[str]
 
     @property
-    def roof(self) -> dict:
+    def roof(self) -> Roof:
         """The best of what was measured: at the start, when a worker went on, and at the end."""
-        sizes = self.roofs[0]["bandwidth"]
-        return {
-            "peak": max(roof["peak"] for roof in self.roofs),
-            "bandwidth": {n: max(roof["bandwidth"][n] for roof in self.roofs) for n in sizes},
-        }
+        return Roof(
+            max(roof.peak for roof in self.roofs),
+            {
+                size: max(roof.bandwidth[size] for roof in self.roofs)
+                for size in self.roofs[0].bandwidth
+            },
+        )
 
     @property
     def fatal(self) -> list[str]:
@@ -134,7 +140,7 @@ def read(out: Path) -> Progress:
         except json.JSONDecodeError:
             continue
         if "roof" in line:
-            progress.roofs.append(line["roof"])
+            progress.roofs.append(roof_from_json(line["roof"]))
         elif "started" in line:
             progress.started.append(line["started"])
         else:

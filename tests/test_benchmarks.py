@@ -9,6 +9,7 @@ import pytest
 from benchmarks import measure, report, results, worker
 from benchmarks.measure import QUICK, Contender, Race, Timing, race
 from benchmarks.results import Mode, Report, Result, Target
+from numbagrad.roofline import Roof
 
 
 @pytest.mark.parametrize("module", [measure, report, results])
@@ -78,7 +79,7 @@ def test_geometric_mean_of_something_missing():
 def some_report():
     mode = Mode(
         1,
-        {"peak": 1e11, "bandwidth": {"65536": 4e10, "268435456": 1e10}},
+        Roof(1e11, {65536: 4e10, 268435456: 1e10}),
         [
             result("gemm", "16", 1.0, 1.2),
             result("conv", "a", 1.0, 2.0, part=results.GRADIENTS),
@@ -182,4 +183,4 @@ def test_a_workers_file_tells_what_killed_it(tmp_path):
     assert progress.started == ["a", "b", "c"]
     assert len(progress.results) == 2
     assert progress.fatal == ["b"]
-    assert progress.roof == {"peak": 3.0, "bandwidth": {"1": 5.0}}
+    assert progress.roof == Roof(3.0, {1: 5.0})
