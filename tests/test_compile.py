@@ -570,6 +570,61 @@ def test_report_holds_regions_to_the_roof(monkeypatch):
     assert combine.least < 1e-6
 
 
+def zeros(*shape):
+    return ng.asarray(np.zeros(shape, np.float32))
+
+
+def said_again(capfd):
+    return [line for line in capfd.readouterr().err.splitlines() if " again" in line]
+
+
+def test_another_shape_is_announced_once(capfd):
+    @ng.compile
+    def scaled(x, factor):
+        return x * factor
+
+    scaled(zeros(4, 3), 2.0)
+    scaled(zeros(4, 3), 3.0)
+    assert said_again(capfd) == []
+    scaled(zeros(5, 3), 2.0)
+    assert said_again(capfd) == [
+        "compiling scaled again: x float32[5,3], before float32[4,3] "
+        '(compile(dynamic=["batch"]) would serve any batch) ...'
+    ]
+    scaled(zeros(6, 3), 2.0)
+    assert said_again(capfd) == []
+
+
+def test_another_dtype_is_announced(capfd):
+    def summed(x, y):
+        return x.sum() + y.sum()
+
+    run = ng.compile(summed)
+    run(zeros(4), zeros(2))
+    run(*[ng.asarray(np.zeros(n)) for n in (4, 3)])
+    assert said_again(capfd) == [
+        "compiling summed again: x float64[4], before float32[4]; "
+        "y float64[3], before float32[2] ..."
+    ]
+
+
+def test_what_dynamic_serves_is_not_announced(capfd):
+    weight = zeros(3, 2)
+    run = ng.compile(lambda x: ng.relu(x @ weight).sum(), dynamic=["batch"])
+    for rows in (8, 12, 6):
+        run(zeros(rows, 3))
+    assert said_again(capfd) == []
+
+
+def test_a_new_mode_is_not_announced(capfd):
+    model = L.Sequential(L.Linear(3, 2), L.Dropout(0.5))
+    run = ng.compile(lambda x: model(x))
+    run(zeros(4, 3))
+    model.eval()
+    run(zeros(5, 3))
+    assert said_again(capfd) == []
+
+
 SECOND = """
 import numpy as np, numbagrad as ng
 x = ng.asarray(np.arange(12, dtype=np.float32).reshape(4, 3))
