@@ -27,6 +27,7 @@ CHAINS = 12  # independent multiply-adds: more than latency times units of any p
 ROUNDS = 200_000  # of multiply-adds: some milliseconds
 AT_ONCE = 1 << 25  # bytes between two looks at the clock
 TIMES = 6
+LONG = 0.06  # seconds
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,10 @@ def measure(threads: int) -> Roof:
 
 
 def _best(run: Callable[[], None]) -> float:
+    """Return the seconds of the fastest of at least some runs, and of more if they are short."""
     run()
     seconds = []
-    for _ in range(TIMES):
+    while len(seconds) < TIMES or sum(seconds) < LONG:
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)
