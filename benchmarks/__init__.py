@@ -12,5 +12,6 @@
 ``machine.py``            the machine: name, processor, versions
 ``results.py``            ratios, means and targets
 ``report.py``             tables, the README, the roofline picture
+``scaling.py``            a command and picture: speed over batch, depth and threads
 ========================  =========================================================
 """

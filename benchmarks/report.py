@@ -78,10 +78,17 @@ def show(report: Report, console: Console) -> None:
 
 
 def _threads(mode: Mode) -> str:
-    return _count(mode.threads, "thread")
+    return count(mode.threads, "thread")
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """Return a number of things in words.
+
+    Examples
+    --------
+    >>> count(1, "core"), count(2, "thread")
+    ('1 core', '2 threads')
+    """
     return f"{number} {what}{'s' * (number != 1)}"
 
 
@@ -197,7 +204,7 @@ def readme_block(report: Report, picture: str) -> str:
     """Return what the README says about speed, in Markdown."""
     machine, versions = report.machine, report.machine["versions"]
     lines = [
-        f"{machine['cpu']} ({machine['architecture']}), {_count(machine['cores'], 'core')}, "
+        f"{machine['cpu']} ({machine['architecture']}), {count(machine['cores'], 'core')}, "
         f"{report.date}: "
         f"PyTorch {versions['torch']}, JAX {versions['jax']}, NumPy {versions['numpy']}, "
         f"Numba {versions['numba']}, Python {machine['python']}.",
@@ -210,8 +217,8 @@ def readme_block(report: Report, picture: str) -> str:
     rows = []
     for family, name, part in FAMILIES:
         cells = [_mean_and_worst(mode, family, part) for mode in report.modes]
-        count = len(report.modes[0].of(family, part))
-        rows.append([f"{name} ({count})", *cells])
+        cases = len(report.modes[0].of(family, part))
+        rows.append([f"{name} ({cases})", *cells])
     lines += [*_markdown(["operations (cases)", *heads], rows), ""]
     rows = []
     for name in dict.fromkeys(result.name for result in report.modes[0].of("steps")):
@@ -381,5 +388,5 @@ def _draw_roof(axis, mode: Mode) -> None:
     axis.grid(alpha=0.3)
 
 
-def _bytes(count: int) -> str:
-    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+def _bytes(number: int) -> str:
+    return f"{number >> 20} MiB" if number >= 1 << 20 else f"{number >> 10} KiB"

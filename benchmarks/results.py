@@ -142,9 +142,14 @@ class Mode:
     @property
     def is_wrong(self) -> bool:
         """Whether some result was wrong, or one of ours is missing."""
-        reasons = [reason for r in self.results for reason in r.race.failures.values()]
-        wrong = any(reason.startswith("WrongResult") for reason in reasons)
-        return wrong or bool(self.fatal) or any(result.ours is None for result in self.results)
+        races = [result.race for result in self.results]
+        wrong = any(
+            reason.startswith("WrongResult") for race in races for reason in race.failures.values()
+        )
+        missing = any(
+            race.failures.keys() & set(OWN) or not race.timings.keys() & set(OWN) for race in races
+        )
+        return wrong or missing or bool(self.fatal)
 
     @classmethod
     def from_json(cls, data: dict) -> Mode:

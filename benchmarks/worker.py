@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import subprocess
 import sys
+import tempfile
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +24,16 @@ from typing import Any
 from numbagrad.roofline import Roof
 
 from .measure import QUICK, Case, Effort, race
-from .results import roof_from_json
+from .results import Mode, Result, roof_from_json
 
 # Idle OpenMP threads were seen to spin for 2 to 3 ms after their work (PyTorch and Numba bring an
 # OpenMP runtime each), OpenBLAS's for 100 ms. On several threads each turn begins with a rest that
 # outlasts the former; `environment` shortens the latter. All else is as the libraries come.
 PAUSE = 5e-3
 OPENBLAS_SPIN = 22  # 2 ** 22 cycles: 2 ms
+HUNG = 900  # seconds without a case ending; then its process is ended
+TRIES = 5  # processes that may die before the rest of the cases is given up
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,52 @@ def environment(threads: int) -> dict[str, str]:
     if threads == 1:
         settings["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     return settings
+
+
+# ------------------------------------------------------- in the parent process
+
+
+def run(task: Task, log: Callable[[str], None]) -> Mode:
+    """Run the cases in worker processes: a new one goes on where one died.
+
+    Raises
+    ------
+    RuntimeError
+        If the worker could not even start; it has said why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "results.jsonl"
+        for _ in range(TRIES):
+            if _work(task, out, log) == 0:
+                break
+        progress = read(out)
+    if not progress.roofs:
+        raise RuntimeError("the worker could not start; see above")
+    results = [Result.from_json(result) for result in progress.results]
+    return Mode(task.threads, progress.roof, results, progress.fatal)
+
+
+def _work(task: Task, out: Path, log: Callable[[str], None]) -> int:
+    """Run one worker process; return its exit status."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.worker", str(out), json.dumps(vars(task))],
+        env={**os.environ, **environment(task.threads)},
+        cwd=ROOT,
+    )
+    seen, last = len(read(out).started), time.monotonic()
+    try:
+        while process.poll() is None and time.monotonic() - last < HUNG:
+            time.sleep(1)
+            started = read(out).started
+            for key in started[seen:]:
+                log(f"{task.threads} thread{'s' * (task.threads > 1)}, {key}")
+                seen, last = len(started), time.monotonic()
+    finally:
+        process.kill()  # if it hung, or this process is interrupted
+    return process.wait()
+
+
+# ------------------------------------------------------- in the worker process
 
 
 def main(out: Path, task: Task) -> None:
