@@ -22,6 +22,7 @@ from numba import config, prange
 from . import simd
 from .jit import njit
 
+PRODUCTS = ("matmul", "conv2d", "depthwise", "planar", "winograd")  # ops of multiply-adds
 COPIED = (1 << 16, 1 << 20, 1 << 24, 1 << 27)  # bytes read and written by the copies
 CHAINS = 12  # independent multiply-adds: more than latency times units of any processor
 ROUNDS = 200_000  # of multiply-adds: some milliseconds
@@ -79,7 +80,7 @@ def work(op: Any, call: Any) -> tuple[float, float]:
     """
     specs = *call.inputs, *call.outputs
     moved = sum(spec.size * spec.dtype.itemsize for spec in specs)
-    if op.name.startswith(("matmul", "conv2d")) and op.cost is not None:
+    if op.name.startswith(PRODUCTS) and op.cost is not None:
         return float(op.cost(call)[0]), float(moved)
     return float(call.outputs[0].size if op.formula is not None else 0), float(moved)
 

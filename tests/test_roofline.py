@@ -37,3 +37,13 @@ def test_work():
     assert (2.0 * 4 * 4 * 3, 4 * (12 + 12 + 16)) in seen
     assert (12.0, 4 * (12 + 12)) in seen
     assert (0.0, 4 * (12 + 1)) in seen
+
+
+@pytest.mark.parametrize(
+    "op",
+    [op for op in ng.dispatch.registry.values()
+     if getattr(op.cost, "__module__", "").endswith(("ops.linalg", "ops.convolution"))],
+    ids=lambda op: op.name,
+)  # fmt: skip
+def test_all_products_count_their_operations(op):
+    assert op.name.startswith(roofline.PRODUCTS)
