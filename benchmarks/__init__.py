@@ -9,8 +9,9 @@
 ``peers.py``              the same work in PyTorch, JAX and NumPy
 ``measure.py``            how contenders alternate, and what is checked
 ``worker.py``             runs cases in a process with a given number of threads
-``machine.py``            the machine: name, versions, peak and bandwidth
+``machine.py``            the machine: name, processor, versions
 ``results.py``            ratios, means and targets
 ``report.py``             tables, the README, the roofline picture
+``scaling.py``            a command and picture: speed over batch, depth and threads
 ========================  =========================================================
 """

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
-import os
 import secrets
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +12,7 @@ import typer
 from rich.console import Console
 
 from . import machine, processes, report, worker
-from .results import Mode, Report, Result
+from .results import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "roofline.png"
@@ -25,8 +20,6 @@ FAMILIES = (
     "gemm", "conv", "pooling", "norms", "softmax", "elementwise", "optimiser", "dispatch", "steps",
 )  # fmt: skip
 PROCESSES = "processes"  # memory, start-up, loading
-HUNG = 900  # seconds without a case ending; then its process is ended
-TRIES = 5  # processes that may die before the rest of the cases is given up
 
 console = Console()
 
@@ -78,7 +71,7 @@ def main(
         found = Report(machine.describe(), str(datetime.date.today()), seed, [])
         for count in counts if families else ():
             task = worker.Task(count, families, seed, quick, compile and not quick)
-            found.modes.append(_run(task))
+            found.modes.append(worker.run(task, _log))
         if PROCESSES in (only or (() if quick else (PROCESSES,))):
             found.processes = processes.measure(machine.cores(), _log)
     report.show(found, console)
@@ -98,41 +91,6 @@ def main(
 
 def _log(text: str) -> None:
     console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}", highlight=False)
-
-
-def _run(task: worker.Task) -> Mode:
-    """Run the cases in worker processes: a new one goes on where one died."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "results.jsonl"
-        for _ in range(TRIES):
-            if _work(task, out) == 0:
-                break
-        progress = worker.read(out)
-    if not progress.roofs:
-        console.print("[red]The worker could not start; see above.[/]")
-        raise typer.Exit(1)
-    results = [Result.from_json(result) for result in progress.results]
-    return Mode(task.threads, progress.roof, results, progress.fatal)
-
-
-def _work(task: worker.Task, out: Path) -> int:
-    """Run one worker process; return its exit status."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker", str(out), json.dumps(vars(task))],
-        env={**os.environ, **worker.environment(task.threads)},
-        cwd=ROOT,
-    )
-    seen, last = len(worker.read(out).started), time.monotonic()
-    try:
-        while process.poll() is None and time.monotonic() - last < HUNG:
-            time.sleep(1)
-            started = worker.read(out).started
-            for key in started[seen:]:
-                _log(f"{task.threads} thread{'s' * (task.threads > 1)}, {key}")
-                seen, last = len(started), time.monotonic()
-    finally:
-        process.kill()  # if it hung, or this process is interrupted
-    return process.wait()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 
 import numbagrad as ng
 
-from . import networks
+from . import networks, scaling
 from .measure import Case
 from .peers import (
     FILTER,
@@ -320,4 +320,5 @@ FAMILIES: dict[str, Callable[[], list[Case]]] = {
     "optimiser": networks.optimiser_cases,
     "dispatch": networks.dispatch_cases,
     "steps": networks.step_cases,
+    scaling.FAMILY: networks.scaling_cases,  # by a command of its own: see `scaling`
 }

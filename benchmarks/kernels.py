@@ -8,13 +8,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from numbagrad import Array, dispatch
+from numbagrad.roofline import work
 
 from .measure import INPUT_SETS, Run
 
 CALLS = 7
-# Ops whose arithmetic can be the limit. Of the others only the bytes count: the work for an
-# exponential is a matter of taste, and the costs in `ops/` weigh it by time.
-ARITHMETIC = ("matmul", "conv2d")
 
 
 @dataclass(frozen=True)
@@ -25,10 +23,8 @@ class Kernel:
     ----------
     op, shapes
         Its name and the shapes of its inputs and outputs.
-    flops
-        Two for each multiply-add, from the op's ``cost``; 0 for those limited by memory.
-    moved
-        Bytes of inputs and outputs.
+    flops, moved
+        Operations, and bytes of inputs and outputs: see `numbagrad.roofline.work`.
     seconds
         Median of a call in eager mode, dispatch and allocation included.
     """
@@ -57,7 +53,7 @@ def observe(run: Run) -> list[Kernel]:
             key = op.name, f"{_shapes(inputs)} -> {_shapes(outputs)}"
             seconds.setdefault(key, []).append(taken)
             if key not in costs:
-                costs[key] = _cost(op, dispatch.plan_for(op, inputs, params).call)
+                costs[key] = work(op, dispatch.plan_for(op, inputs, params).call)
         return outputs
 
     with dispatch.interpreter(timed):
@@ -68,12 +64,3 @@ def observe(run: Run) -> list[Kernel]:
 
 def _shapes(arrays: Iterable[Array]) -> str:
     return " ".join("x".join(map(str, x.shape)) or "()" for x in arrays)
-
-
-def _cost(op: dispatch.Op, call: dispatch.Call) -> tuple[float, float]:
-    """Return (FLOPs, bytes)."""
-    moved = sum(spec.size * spec.dtype.itemsize for spec in (*call.inputs, *call.outputs))
-    flops = 0.0
-    if op.name.startswith(ARITHMETIC) and op.cost is not None:
-        flops = float(op.cost(call)[0])
-    return flops, float(moved)

@@ -13,6 +13,7 @@ import torch
 
 import numbagrad as ng
 
+from . import scaling
 from .measure import INPUT_SETS, Case, Contender, Run
 from .peers import IMAGE, torch_compiled, torch_tensor
 from .results import COMPILED, OURS
@@ -57,27 +58,43 @@ def step_cases() -> list[Case]:
 def _prepare_step(
     name: str, size: int, channels: int, batch: int, worth: bool, seed: int, compiled: bool
 ):
+    ng.random.seed(seed)
+    model = ng.models.get(name, in_channels=channels, image_size=size)
+    batches = _batches(seed, batch, size, channels)
+    ways, reference = _step_ways(model, batches)
+    ways = {OURS: _loss(partial(our_step, model, batches)), **ways}
+    if compiled and worth:
+        ways["PyTorch compiled"] = _loss(partial(torch_step, model, batches, compiled=True))
+    return ways, reference
+
+
+def _batches(seed: int, batch: int, size: int, channels: int) -> list[Batch]:
     rng = np.random.default_rng(seed)
-    batches = [
+    return [
         (
             rng.normal(size=(batch, size, size, channels)).astype(np.float32),
             rng.integers(0, 10, batch),
         )
         for _ in range(INPUT_SETS)
     ]
-    ng.random.seed(seed)
-    model = ng.models.get(name, in_channels=channels, image_size=size)
+
+
+def _step_ways(model: ng.layers.Module, batches: list[Batch]) -> tuple[dict, Callable]:
+    """Return our compiled step and the peers', and the reference that all are held to."""
     theirs = partial(torch_step, model, batches)
-    ours = partial(our_step, model, batches)
-    ways = {OURS: _loss(ours), COMPILED: _loss(partial(ours, compiled=True))}
-    ways["PyTorch"] = _loss(theirs)
-    if name != "mlp":
+    ways = {
+        COMPILED: _loss(partial(our_step, model, batches, compiled=True)),
+        "PyTorch": _loss(theirs),
+        "JAX": _loss(partial(_jax_step, model, batches)),
+    }
+    if _has_images(model):
         ways["PyTorch channels_last"] = _loss(partial(theirs, channels_last=True))
-    if compiled and worth:
-        ways["PyTorch compiled"] = _loss(partial(theirs, compiled=True))
-    ways["JAX"] = _loss(partial(_jax_step, model, batches))
     exact = torch_step(model, batches, dtype=torch.float64)
     return ways, lambda k: [exact(k).detach().numpy()]
+
+
+def _has_images(model: ng.layers.Module) -> bool:
+    return any(isinstance(layer, ng.layers.Conv2d) for layer in model.modules())
 
 
 def _loss(make: Callable[[], Run]) -> Contender:
@@ -164,6 +181,101 @@ def _jax_step(model: ng.layers.Module, batches: list[Batch]) -> Run:
         return loss
 
     return step
+
+
+# ------------------------------------------------------------------- scaling
+
+
+def scaling_cases() -> list[Case]:
+    """Return training steps over batch and over depth, and inference on one image."""
+    cases = [
+        Case(
+            scaling.FAMILY,
+            str(batch),
+            scaling.over_batch(name),
+            partial(_prepare_step_of, partial(ng.models.get, name), batch),
+            tolerance=1e-2,
+            quick=batch in scaling.BATCHES[:2],
+        )
+        for name in scaling.NETWORKS
+        for batch in scaling.BATCHES
+    ]
+    for depth in scaling.DEPTHS:
+        deep = partial(ng.models.mlp, hidden=(scaling.WIDTH,) * (depth - 1))
+        prepare = partial(_prepare_step_of, deep, scaling.DEEP_BATCH)
+        cases.append(
+            Case(
+                scaling.FAMILY,
+                str(depth),
+                scaling.OVER_DEPTH,
+                prepare,
+                tolerance=1e-2,
+                quick=depth in scaling.DEPTHS[:2],
+            )
+        )
+    cases.append(Case(scaling.FAMILY, "1", scaling.INFERENCE, _prepare_inference))
+    return cases
+
+
+def _prepare_step_of(build: Callable[[], ng.layers.Module], batch: int, seed: int, compiled: bool):
+    ng.random.seed(seed)
+    return _step_ways(build(), _batches(seed, batch, 28, 1))
+
+
+def _prepare_inference(seed: int, compiled: bool):
+    ng.random.seed(seed)
+    model = ng.models.lenet()
+    model.eval()
+    images = [images for images, _ in _batches(seed, 1, 28, 1)]
+    theirs = partial(_torch_forward, model, images)
+    ways = {
+        COMPILED: Contender(partial(_our_forward, model, images), lambda out: [out.numpy()]),
+        "PyTorch": theirs(),
+        "PyTorch channels_last": theirs(channels_last=True),
+        "JAX": Contender(partial(_jax_forward, model, images), lambda out: [np.asarray(out)]),
+    }
+    exact = theirs(dtype=torch.float64)
+    run = exact.make()
+    return ways, lambda k: exact.arrays(run(k))
+
+
+def _our_forward(model: ng.layers.Module, images: list[np.ndarray]) -> Run:
+    arrays = [ng.asarray(each) for each in images]
+    predict = ng.compile(lambda x: model(x))
+
+    def run(k: int) -> ng.Array:
+        with ng.no_grad():
+            return predict(arrays[k])
+
+    return run
+
+
+def _torch_forward(
+    model: ng.layers.Module,
+    images: list[np.ndarray],
+    channels_last: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Contender:
+    def make() -> Run:
+        twin = torch_twin(model, images[0].shape).to(dtype).eval()
+        if channels_last:
+            twin = twin.to(memory_format=torch.channels_last)
+        tensors = [torch_tensor(IMAGE, each, channels_last).to(dtype) for each in images]
+
+        def run(k: int) -> torch.Tensor:
+            with torch.inference_mode():
+                return twin(tensors[k])
+
+        return run
+
+    return Contender(make, lambda out: [out.numpy()])
+
+
+def _jax_forward(model: ng.layers.Module, images: list[np.ndarray]) -> Run:
+    forward, params, stats = jax_twin(model)
+    arrays = [jax.numpy.asarray(each) for each in images]
+    predict = jax.jit(lambda params, x: forward(params, list(stats), x))
+    return lambda k: jax.block_until_ready(predict(params, arrays[k]))
 
 
 # ----------------------------------------------------------------- optimiser

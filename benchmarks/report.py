@@ -78,10 +78,17 @@ def show(report: Report, console: Console) -> None:
 
 
 def _threads(mode: Mode) -> str:
-    return _count(mode.threads, "thread")
+    return count(mode.threads, "thread")
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """Return a number of things in words.
+
+    Examples
+    --------
+    >>> count(1, "core"), count(2, "thread")
+    ('1 core', '2 threads')
+    """
     return f"{number} {what}{'s' * (number != 1)}"
 
 
@@ -122,7 +129,7 @@ def _show_kernels(mode: Mode, console: Console) -> None:
     """Print each kernel's fraction of the roof, those that lose most time first."""
     table = _table(
         f"{_threads(mode)}: kernels, time above the roof first (peak "
-        f"{mode.roof['peak'] / 1e9:.0f} GFLOP/s, memory {_memory_speed(mode) / 1e9:.1f} GB/s)",
+        f"{mode.roof.peak / 1e9:.0f} GFLOP/s, memory {_memory_speed(mode) / 1e9:.1f} GB/s)",
         "kernel", "shapes", "time", "GFLOP/s", "GB/s", "of the roof",
     )  # fmt: skip
     for kernel in sorted(mode.kernels, key=lambda k: -k["seconds"] * (1 - k["fraction"]))[:60]:
@@ -137,8 +144,7 @@ def _show_kernels(mode: Mode, console: Console) -> None:
 
 
 def _memory_speed(mode: Mode) -> float:
-    bandwidth = mode.roof["bandwidth"]
-    return bandwidth[max(bandwidth, key=int)]
+    return mode.roof.bandwidth[max(mode.roof.bandwidth)]
 
 
 def _show_processes(processes: dict, console: Console) -> None:
@@ -198,7 +204,7 @@ def readme_block(report: Report, picture: str) -> str:
     """Return what the README says about speed, in Markdown."""
     machine, versions = report.machine, report.machine["versions"]
     lines = [
-        f"{machine['cpu']} ({machine['architecture']}), {_count(machine['cores'], 'core')}, "
+        f"{machine['cpu']} ({machine['architecture']}), {count(machine['cores'], 'core')}, "
         f"{report.date}: "
         f"PyTorch {versions['torch']}, JAX {versions['jax']}, NumPy {versions['numpy']}, "
         f"Numba {versions['numba']}, Python {machine['python']}.",
@@ -211,8 +217,8 @@ def readme_block(report: Report, picture: str) -> str:
     rows = []
     for family, name, part in FAMILIES:
         cells = [_mean_and_worst(mode, family, part) for mode in report.modes]
-        count = len(report.modes[0].of(family, part))
-        rows.append([f"{name} ({count})", *cells])
+        cases = len(report.modes[0].of(family, part))
+        rows.append([f"{name} ({cases})", *cells])
     lines += [*_markdown(["operations (cases)", *heads], rows), ""]
     rows = []
     for name in dict.fromkeys(result.name for result in report.modes[0].of("steps")):
@@ -365,11 +371,11 @@ def _area(kernel: dict) -> float:
 
 
 def _draw_roof(axis, mode: Mode) -> None:
-    peak = mode.roof["peak"] / 1e9
+    peak = mode.roof.peak / 1e9
     low, high = 0.1, 1000.0
     axis.hlines(peak, low, high, color="black", label=f"peak: {peak:.0f} GFLOP/s")
-    bandwidth = sorted((int(size), speed / 1e9) for size, speed in mode.roof["bandwidth"].items())
-    for number, (size, speed) in enumerate(bandwidth):
+    for number, (size, bandwidth) in enumerate(sorted(mode.roof.bandwidth.items())):
+        speed = bandwidth / 1e9
         axis.plot(
             [low, peak / speed], [low * speed, peak], color=str(0.2 + 0.17 * number), linewidth=1,
             label=f"copy of {_bytes(size)}: {speed:.0f} GB/s",
@@ -382,5 +388,5 @@ def _draw_roof(axis, mode: Mode) -> None:
     axis.grid(alpha=0.3)
 
 
-def _bytes(count: int) -> str:
-    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+def _bytes(number: int) -> str:
+    return f"{number >> 20} MiB" if number >= 1 << 20 else f"{number >> 10} KiB"

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from numbagrad.roofline import Roof
+
 from .measure import Race
 
 OURS = "numbagrad"
@@ -94,7 +96,7 @@ class Mode:
     """All results with one number of threads."""
 
     threads: int
-    roof: dict
+    roof: Roof
     results: list[Result]
     fatal: list[str] = field(default_factory=list)  # cases that took their process down
 
@@ -114,7 +116,7 @@ class Mode:
         """
         found = {(k["op"], k["shapes"]): k for result in self.results for k in result.kernels}
         return [
-            k | {"fraction": attainable(self.roof, k["flops"], k["moved"]) / k["seconds"]}
+            k | {"fraction": self.roof.seconds(k["flops"], k["moved"]) / k["seconds"]}
             for k in found.values()
         ]
 
@@ -140,9 +142,20 @@ class Mode:
     @property
     def is_wrong(self) -> bool:
         """Whether some result was wrong, or one of ours is missing."""
-        reasons = [reason for r in self.results for reason in r.race.failures.values()]
-        wrong = any(reason.startswith("WrongResult") for reason in reasons)
-        return wrong or bool(self.fatal) or any(result.ours is None for result in self.results)
+        races = [result.race for result in self.results]
+        wrong = any(
+            reason.startswith("WrongResult") for race in races for reason in race.failures.values()
+        )
+        missing = any(
+            race.failures.keys() & set(OWN) or not race.timings.keys() & set(OWN) for race in races
+        )
+        return wrong or missing or bool(self.fatal)
+
+    @classmethod
+    def from_json(cls, data: dict) -> Mode:
+        """Return what ``asdict`` was called on."""
+        results = [Result.from_json(each) for each in data["results"]]
+        return cls(**{**data, "roof": roof_from_json(data["roof"]), "results": results})
 
 
 @dataclass
@@ -166,11 +179,13 @@ class Report:
     def load(cls, path: Path) -> Report:
         """Read what `save` wrote."""
         data = json.loads(path.read_text())
-        modes = [
-            Mode(**{**mode, "results": [Result.from_json(each) for each in mode["results"]]})
-            for mode in data["modes"]
-        ]
+        modes = [Mode.from_json(mode) for mode in data["modes"]]
         return cls(**{**data, "modes": modes})
+
+
+def roof_from_json(data: dict) -> Roof:
+    """Return what ``asdict`` was called on; JSON has made strings of the amounts of memory."""
+    return Roof(data["peak"], {int(size): speed for size, speed in data["bandwidth"].items()})
 
 
 def rounded(value: object) -> object:
@@ -186,23 +201,6 @@ def rounded(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [rounded(each) for each in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def attainable(roof: dict, flops: float, moved: float) -> float:
-    """Return the least seconds in which a kernel could run: limited by arithmetic or by memory.
-
-    Memory is as fast as the copy of the next larger amount that was measured.
-
-    Examples
-    --------
-    >>> roof = {"peak": 100.0, "bandwidth": {"10": 50.0, "1000": 5.0}}
-    >>> attainable(roof, 200.0, 10.0), attainable(roof, 0.0, 100.0)
-    (2.0, 20.0)
-    """
-    measured = sorted((int(size), speed) for size, speed in roof["bandwidth"].items())
-    fitting = [speed for size, speed in measured if size >= moved]
-    bandwidth = fitting[0] if fitting else measured[-1][1]
-    return max(flops / roof["peak"], moved / bandwidth)
 
 
 def geometric_mean(ratios: Iterable[float | None]) -> float | None:

@@ -10,19 +10,30 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import subprocess
 import sys
+import tempfile
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numbagrad.roofline import Roof
+
 from .measure import QUICK, Case, Effort, race
+from .results import Mode, Result, roof_from_json
 
 # Idle OpenMP threads were seen to spin for 2 to 3 ms after their work (PyTorch and Numba bring an
 # OpenMP runtime each), OpenBLAS's for 100 ms. On several threads each turn begins with a rest that
 # outlasts the former; `environment` shortens the latter. All else is as the libraries come.
 PAUSE = 5e-3
 OPENBLAS_SPIN = 22  # 2 ** 22 cycles: 2 ms
+HUNG = 900  # seconds without a case ending; then its process is ended
+TRIES = 5  # processes that may die before the rest of the cases is given up
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,58 @@ def environment(threads: int) -> dict[str, str]:
     return settings
 
 
+# ------------------------------------------------------- in the parent process
+
+
+def run(task: Task, log: Callable[[str], None]) -> Mode:
+    """Run the cases in worker processes: a new one goes on where one died.
+
+    Raises
+    ------
+    RuntimeError
+        If the worker could not even start; it has said why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "results.jsonl"
+        for _ in range(TRIES):
+            if _work(task, out, log) == 0:
+                break
+        progress = read(out)
+    if not progress.roofs:
+        raise RuntimeError("the worker could not start; see above")
+    results = [Result.from_json(result) for result in progress.results]
+    return Mode(task.threads, progress.roof, results, progress.fatal)
+
+
+def _work(task: Task, out: Path, log: Callable[[str], None]) -> int:
+    """Run one worker process; return its exit status."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.worker", str(out), json.dumps(vars(task))],
+        env={**os.environ, **environment(task.threads)},
+        cwd=ROOT,
+    )
+    seen, last = len(read(out).started), time.monotonic()
+    try:
+        while process.poll() is None and time.monotonic() - last < HUNG:
+            time.sleep(1)
+            started = read(out).started
+            for key in started[seen:]:
+                log(f"{task.threads} thread{'s' * (task.threads > 1)}, {key}")
+                seen, last = len(started), time.monotonic()
+    finally:
+        process.kill()  # if it hung, or this process is interrupted
+    return process.wait()
+
+
+# ------------------------------------------------------- in the worker process
+
+
 def main(out: Path, task: Task) -> None:
     """Run the cases of the task that are not in the file yet."""
     import torch
 
-    from . import machine
+    from numbagrad import roofline
+
     from .cases import FAMILIES
 
     torch.set_num_threads(task.threads)
@@ -64,7 +122,7 @@ def main(out: Path, task: Task) -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
-        write(roof=machine.roof())
+        write(roof=vars(roofline.measure(task.threads)))
         for family in task.families:
             for case in FAMILIES[family]():
                 if case.key in done.started or (task.quick and not case.quick):
@@ -72,7 +130,7 @@ def main(out: Path, task: Task) -> None:
                 write(started=case.key)
                 write(key=case.key, result=_run(case, task))
                 gc.collect()
-        write(roof=machine.roof())
+        write(roof=vars(roofline.measure(task.threads)))
 
 
 def _run(case: Case, task: Task) -> dict:
@@ -105,19 +163,21 @@ def _run(case: Case, task: Task) -> dict:
 class Progress:
     """What a worker's file says."""
 
-    roofs: list[dict]
+    roofs: list[Roof]
     results: list[dict]
     started: list[str]
     outcomes: set[str]
 
     @property
-    def roof(self) -> dict:
+    def roof(self) -> Roof:
         """The best of what was measured: at the start, when a worker went on, and at the end."""
-        sizes = self.roofs[0]["bandwidth"]
-        return {
-            "peak": max(roof["peak"] for roof in self.roofs),
-            "bandwidth": {n: max(roof["bandwidth"][n] for roof in self.roofs) for n in sizes},
-        }
+        return Roof(
+            max(roof.peak for roof in self.roofs),
+            {
+                size: max(roof.bandwidth[size] for roof in self.roofs)
+                for size in self.roofs[0].bandwidth
+            },
+        )
 
     @property
     def fatal(self) -> list[str]:
@@ -134,7 +194,7 @@ def read(out: Path) -> Progress:
         except json.JSONDecodeError:
             continue
         if "roof" in line:
-            progress.roofs.append(line["roof"])
+            progress.roofs.append(roof_from_json(line["roof"]))
         elif "started" in line:
             progress.started.append(line["started"])
         else:

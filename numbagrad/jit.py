@@ -295,7 +295,7 @@ class _Compiler(_FunctionCompiler):
 
     def compile(self, args, return_type):
         if not _compiling.depth:
-            timer = threading.Timer(ANNOUNCE_AFTER, _announce, [self.py_func.__name__])
+            timer = threading.Timer(ANNOUNCE_AFTER, announce, [self.py_func.__name__])
             timer.daemon = True
             timer.start()
         _compiling.depth += 1
@@ -330,7 +330,8 @@ class _Compiling(threading.local):
 _compiling = _Compiling()
 
 
-def _announce(name: str) -> None:
+def announce(name: str) -> None:
+    """Say on stderr that something is being compiled."""
     print(f"compiling {name} ...", file=sys.stderr, flush=True)
 
 

@@ -1,17 +1,19 @@
 """The benchmarks' own functions; nothing here looks at a clock's figures."""
 
+import dataclasses
 import doctest
 import json
 
 import numpy as np
 import pytest
 
-from benchmarks import measure, report, results, worker
+from benchmarks import measure, report, results, scaling, worker
 from benchmarks.measure import QUICK, Contender, Race, Timing, race
 from benchmarks.results import Mode, Report, Result, Target
+from numbagrad.roofline import Roof
 
 
-@pytest.mark.parametrize("module", [measure, report, results])
+@pytest.mark.parametrize("module", [measure, report, results, scaling])
 def test_examples(module):
     assert doctest.testmod(module).failed == 0
 
@@ -78,7 +80,7 @@ def test_geometric_mean_of_something_missing():
 def some_report():
     mode = Mode(
         1,
-        {"peak": 1e11, "bandwidth": {"65536": 4e10, "268435456": 1e10}},
+        Roof(1e11, {65536: 4e10, 268435456: 1e10}),
         [
             result("gemm", "16", 1.0, 1.2),
             result("conv", "a", 1.0, 2.0, part=results.GRADIENTS),
@@ -147,6 +149,8 @@ def test_wrong_or_missing_results_fail_the_run():
     assert mode.is_wrong
     mode.results[-1] = result("gemm", "d", None, 1.0)
     assert mode.is_wrong
+    mode.results[-1] = result("gemm", "d", 1.0, 1.0, failures={results.COMPILED: "TypeError: no"})
+    assert mode.is_wrong
 
 
 def test_readme_block():
@@ -182,4 +186,38 @@ def test_a_workers_file_tells_what_killed_it(tmp_path):
     assert progress.started == ["a", "b", "c"]
     assert len(progress.results) == 2
     assert progress.fatal == ["b"]
-    assert progress.roof == {"peak": 3.0, "bandwidth": {"1": 5.0}}
+    assert progress.roof == Roof(3.0, {1: 5.0})
+
+
+def scaling_report():
+    """Return a run in which ours gains more from threads, and a peer failed at one size."""
+    modes = []
+    for threads in (1, 2):
+        found = []
+        points = [(scaling.over_batch(name), scaling.BATCHES) for name in scaling.NETWORKS]
+        points += [(scaling.OVER_DEPTH, scaling.DEPTHS), (scaling.INFERENCE, (1,))]
+        for part, sizes in points:
+            for size in sizes:
+                one = result(scaling.FAMILY, str(size), None, 3e-3 * size, part=part)
+                one.race.timings[results.COMPILED] = Timing(1e-3 * size / threads, 0.1, 5, 1.0)
+                found.append(one)
+        modes.append(Mode(threads, Roof(1e11, {65536: 4e10}), found))
+    del modes[0].results[0].race.timings["peer 0"]
+    return dataclasses.replace(some_report(), modes=modes)
+
+
+def test_scaling_ratios():
+    one, two = scaling_report().modes
+    sizes, found = scaling.ratios(one, scaling.over_batch("lenet"))
+    assert sizes == list(scaling.BATCHES[1:])  # no peer to compare with at the first
+    np.testing.assert_allclose(found, 3)
+    np.testing.assert_allclose(scaling.ratios(two, scaling.OVER_DEPTH)[1], 6)
+
+
+@pytest.mark.parametrize("modes", [1, 2])
+def test_scaling_is_drawn(tmp_path, modes):
+    found = scaling_report()
+    del found.modes[modes:]
+    scaling.draw(found, tmp_path / "new" / "scaling.png")
+    assert (tmp_path / "new" / "scaling.png").read_bytes().startswith(b"\x89PNG")
+    scaling.show(found)

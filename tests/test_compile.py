@@ -11,6 +11,7 @@ from numba import config
 import numbagrad as ng
 from numbagrad.dispatch import Split
 from numbagrad.errors import GraphError, TraceError
+from numbagrad.roofline import Roof
 
 L = ng.layers
 
@@ -568,9 +569,94 @@ def test_report():
     run(ng.asarray(np.ones((8, 3), np.float32)), ng.asarray(np.ones((3, 2), np.float32)))
     report = run.report()
     assert [line.does for line in report.lines] == ["matmul, relu, sum", "combine"]
-    assert report.lines[0].flops == 2 * 8 * 3 * 2
+    assert report.lines[0].flops == 2 * 8 * 3 * 2 + 8 * 2  # products, and relu
     assert "region_0" in str(report)
-    assert "GFLOP/s" in str(report)
+    assert "of the roof" in str(report).splitlines()[-1]
+
+
+def test_report_counts_what_is_fused():
+    x = ng.asarray(np.ones((8, 3), np.float32))
+    run = ng.compile(lambda x: ng.tanh(x * 2.0) + x)
+    run(x)
+    (line,) = run.report().lines
+    assert line.does == "fused_multiply_tanh_add"
+    assert line.flops == 3 * x.size
+    assert line.moved == 2 * 4 * x.size + 4  # x once, the factor, the result
+
+
+def test_report_holds_regions_to_the_roof(monkeypatch):
+    # Slow enough that the clock does not matter: 1,000 operations a second, or 100 bytes.
+    asked = []
+
+    def roof(threads):
+        asked.append(threads)
+        return Roof(1000.0 * threads, {1 << 10: 1e9, 1 << 30: 100.0})
+
+    monkeypatch.setattr("numbagrad.roofline.roof", roof)
+    run = ng.compile(lambda x, weight: ng.relu(x @ weight).sum(), chunk=2)
+    x, weight = (ng.asarray(np.ones(shape, np.float32)) for shape in ((8, 30), (30, 20)))
+    run(x, weight)
+    products, combine = run.report().lines
+    assert asked == [min(products.shards, ng.get_num_threads()), 1]
+    passed = 4 * (8 * 30 + 30 * 20 + 1)  # the matrices, and the sum
+    assert products.least == pytest.approx(max(products.flops / asked[0] / 1000, passed / 100))
+    assert products.fraction == products.least / products.seconds
+    assert combine.least < 1e-6
+
+
+def zeros(*shape):
+    return ng.asarray(np.zeros(shape, np.float32))
+
+
+def said_again(capfd):
+    return [line for line in capfd.readouterr().err.splitlines() if " again" in line]
+
+
+def test_another_shape_is_announced_once(capfd):
+    @ng.compile
+    def scaled(x, factor):
+        return x * factor
+
+    scaled(zeros(4, 3), 2.0)
+    scaled(zeros(4, 3), 3.0)
+    assert said_again(capfd) == []
+    scaled(zeros(5, 3), 2.0)
+    assert said_again(capfd) == [
+        "compiling scaled again: x float32[5,3], before float32[4,3] "
+        '(compile(dynamic=["batch"]) would serve any batch) ...'
+    ]
+    scaled(zeros(6, 3), 2.0)
+    assert said_again(capfd) == []
+
+
+def test_another_dtype_is_announced(capfd):
+    def summed(x, y):
+        return x.sum() + y.sum()
+
+    run = ng.compile(summed)
+    run(zeros(4), zeros(2))
+    run(*[ng.asarray(np.zeros(n)) for n in (4, 3)])
+    assert said_again(capfd) == [
+        "compiling summed again: x float64[4], before float32[4]; "
+        "y float64[3], before float32[2] ..."
+    ]
+
+
+def test_what_dynamic_serves_is_not_announced(capfd):
+    weight = zeros(3, 2)
+    run = ng.compile(lambda x: ng.relu(x @ weight).sum(), dynamic=["batch"])
+    for rows in (8, 12, 6):
+        run(zeros(rows, 3))
+    assert said_again(capfd) == []
+
+
+def test_a_new_mode_is_not_announced(capfd):
+    model = L.Sequential(L.Linear(3, 2), L.Dropout(0.5))
+    run = ng.compile(lambda x: model(x))
+    run(zeros(4, 3))
+    model.eval()
+    run(zeros(5, 3))
+    assert said_again(capfd) == []
 
 
 SECOND = """

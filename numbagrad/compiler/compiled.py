@@ -111,6 +111,7 @@ class Executable:
         self._scratch = devices.aligned(most * copies + devices.LINE)
         #: How long each region took in the last calls.
         self.seconds = [deque(maxlen=REMEMBERED) for _ in plan.regions]
+        self.threads = 1  # in the last call
         self._runs = [
             self._runner(getattr(module, name), region)
             for name, region in zip(self.source.functions, plan.regions, strict=True)
@@ -238,6 +239,7 @@ class Executable:
             memory[places] = starts + _address(block)
             for buffer, shape, dtype, start in parts:
                 kept[buffer] = np.ndarray(shape, dtype, block, start)
+        self.threads = dispatch.get_num_threads()
         for run, seconds in zip(self._runs, self.seconds, strict=True):
             started = time.perf_counter()
             run()

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from .. import dispatch
-from ..array import FLOATS, Array, State, asarray
+from ..array import FLOATS, Array, Spec, State, asarray
 from ..errors import GraphError, ShapeError, TraceError
-from ..jit import OURS, is_settled, references
+from ..jit import OURS, announce, is_settled, references
 from ..ops.convolution import get_winograd
 from .compiled import Executable
 from .draw import StepGraph, draw
@@ -26,7 +26,7 @@ from .export import export
 from .plan import batch_axis, make_plan
 from .report import StepReport, report
 from .simplify import simplify
-from .trace import Trace, trace
+from .trace import Trace, spec_text, trace
 
 SCALARS = (bool, int, str, bytes, type(None), np.dtype, type)
 PLAIN = {bool, int, float, str, bytes, type(None), np.float32, np.float64, np.int64, np.bool_}
@@ -118,6 +118,7 @@ class CompiledFunction:
         self.chunk = chunk
         self._variants: dict[Any, list[Executable | Trace]] = {}
         self._last: Executable | Trace | None = None
+        self._has_said = False  # that another shape compiles anew
         self._lock = threading.Lock()
         self._surroundings = Surroundings(function)
         self._held: list[Any] = []  # arguments that keys know by their ids
@@ -155,14 +156,46 @@ class CompiledFunction:
         if len(self._variants) >= MAX_VARIANTS:  # each holds memory
             self._variants.clear()
             self._held.clear()
+        before = self._other_shapes(self._key(shape, arrays, objects), len(arrays))
         with self._surroundings.changed_by_tracing():
-            variant = self._compile(args, kwargs, arrays)
+            variant = self._compile(args, kwargs, arrays, before)
         known = self._variants.setdefault(self._key(shape, arrays, objects), [])
         known[:] = [variant, *known[: MAX_VARIANTS - 1]]
         self._held.append(objects)
         return variant
 
-    def _compile(self, args: tuple, kwargs: dict, arrays: list[Array]) -> Executable | Trace:
+    def _other_shapes(self, key: tuple, count: int) -> tuple[Spec, ...] | None:
+        """Return the last specs compiled for, if nothing but shapes and dtypes is new."""
+        others = [
+            known
+            for known in self._variants
+            if known[: len(known) - count] == key[: len(key) - count]
+        ]
+        return None if key in others or not others else others[-1][len(key) - count :]
+
+    def _say_once(self, source: Source, names: list[str], before, after) -> None:
+        """Say that other shapes compile anew, unless source emitted before serves them, too."""
+        variants = [variant for known in self._variants.values() for variant in known]
+        known = {variant.source.text for variant in variants if isinstance(variant, Executable)}
+        if self._has_said or source.text in known:
+            return
+        self._has_said = True
+        pairs = [
+            (name, old, new)
+            for name, old, new in zip(names, before, after, strict=True)
+            if old != new
+        ]
+        changes = [f"{name} {spec_text(new)}, before {spec_text(old)}" for name, old, new in pairs]
+        serves = not self.dynamic and all(
+            old.shape and new.shape and old._replace(shape=new.shape[:1] + old.shape[1:]) == new
+            for _, old, new in pairs
+        )
+        hint = ' (compile(dynamic=["batch"]) would serve any batch)' if serves else ""
+        announce(f"{self.__name__} again: {'; '.join(changes)}{hint}")
+
+    def _compile(
+        self, args: tuple, kwargs: dict, arrays: list[Array], before: tuple[Spec, ...] | None
+    ) -> Executable | Trace:
         devices = {x.device for x in arrays} or {"cpu"}
 
         def flat(*symbols: Array) -> Any:
@@ -190,6 +223,8 @@ class CompiledFunction:
             with contextlib.suppress(ShapeError, TraceError, IndexError, ValueError):
                 twice, _, _ = written([_doubled(x, batch) for x in arrays])
                 source.generalise(twice, batch)
+        if before is not None:
+            self._say_once(source, given, before, traced.inputs)
         return Executable(source, traced, folded)
 
     # ------------------------------------------------------------------- looks

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
+from .. import roofline
 from .compiled import Executable
-from .graph import Combine, Node
+from .fuse import Fused
+from .graph import Buffer, Combine, Region, is_local
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,14 @@ class Line:
     seconds
         The median of the last calls.
     flops, moved
-        Floating-point operations, and bytes that its kernels read and write at least.
+        Floating-point operations, and bytes that its kernels read and write at least: see
+        `numbagrad.roofline.work`.
     scratch
         Bytes of memory for values that live in it alone, for each thread.
+    least
+        The least seconds that the machine needs, with as many threads: for the operations at its
+        peak; for what the region reads and writes of others, and for all that its kernels move
+        where a chunk's values lie, at the speed of memory.
     """
 
     function: str
@@ -38,6 +45,16 @@ class Line:
     flops: float
     moved: float
     scratch: int
+    least: float
+
+    @property
+    def fraction(self) -> float:
+        """How near it comes to the roof, 1 being as fast as the machine can be.
+
+        It may be more where Winograd's algorithm saves operations, which are counted as those of
+        the plain formula; and for a region of a microsecond, which the clock hardly sees.
+        """
+        return self.least / self.seconds
 
 
 @dataclass(frozen=True)
@@ -60,13 +77,13 @@ class StepReport:
 
     def __str__(self) -> str:
         total = sum(line.seconds for line in self.lines) or 1.0
-        rows = [("", "time", "share", "GFLOP/s", "GB/s", "pieces", "scratch", "what")]
+        rows = [("", "time", "share", "GFLOP/s", "GB/s", "of roof", "pieces", "scratch", "what")]
         for line in self.lines:
             pieces = f"{line.shards} x {line.chunk}" if line.chunk else "1"
             rows.append((
                 line.function, f"{line.seconds * 1e6:,.0f} us", f"{line.seconds / total:.0%}",
                 f"{line.flops / line.seconds / 1e9:.1f}", f"{line.moved / line.seconds / 1e9:.1f}",
-                pieces, f"{line.scratch / 1024:,.0f} KB", line.does,
+                f"{line.fraction:.0%}", pieces, f"{line.scratch / 1024:,.0f} KB", line.does,
             ))  # fmt: skip
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -76,9 +93,11 @@ class StepReport:
             ).rstrip()
             for row in rows
         ]
+        fraction = sum(line.least for line in self.lines) / total
         lines.append(
-            f"{self.name}: {total * 1e3:,.2f} ms in regions; values between them take "
-            f"{self.planned / 1024:,.0f} KB, without planning {self.unplanned / 1024:,.0f} KB"
+            f"{self.name}: {total * 1e3:,.2f} ms in regions, {fraction:.0%} of the roof; values "
+            f"between them take {self.planned / 1024:,.0f} KB, "
+            f"without planning {self.unplanned / 1024:,.0f} KB"
         )
         return "\n".join(lines)
 
@@ -89,7 +108,8 @@ def report(executable: Executable) -> StepReport:
     lines = []
     timed = zip(executable.source.functions, plan.regions, executable.seconds, strict=True)
     for function, region, seconds in timed:
-        costs = [_cost(node) for node in region.nodes]
+        works = [_work(node) for node in region.nodes]
+        flops, moved = (sum(each) for each in zip(*works, strict=True))
         lines.append(
             Line(
                 function,
@@ -97,22 +117,39 @@ def report(executable: Executable) -> StepReport:
                 region.shards,
                 region.chunk,
                 (median(seconds) if seconds else 0) or 1e-9,
-                sum(flops for flops, _ in costs),
-                sum(moved for _, moved in costs),
+                flops,
+                moved,
                 region.scratch_bytes,
+                _least(region, flops, moved, min(executable.threads, region.shards)),
             )
         )
     return StepReport(plan.name, tuple(lines), plan.arena_bytes, plan.unplanned_bytes)
 
 
-def _cost(node) -> tuple[float, float]:
+def _work(node) -> tuple[float, float]:
     """Return a node's floating-point operations and the bytes that it moves at least."""
-    if isinstance(node, Node):
-        return node.cost
     if isinstance(node, Combine):
         return 0.0, node.parts.nbytes + node.out.nbytes
-    arrays = [*(ref.buffer for ref in node.inputs), *node.outputs]
-    return 0.0, sum(buffer.nbytes for buffer in arrays)
+    if isinstance(node, Fused):  # what passes between its members stays in registers
+        flops = sum(roofline.work(member.op, member.call)[0] for member in node.members)
+        sizes = [ref.spec.size * ref.spec.dtype.itemsize for ref in node.inputs]
+        return flops, sum(sizes) + sum(buffer.nbytes for buffer in node.outputs)
+    return roofline.work(node.op, node.call)
+
+
+def _least(region: Region, flops: float, moved: float, threads: int) -> float:
+    """Return the least seconds for a region on so many threads."""
+    roof = roofline.roof(threads)
+    passed: dict[Buffer, int] = {}  # what comes from outside, or goes there, once
+    for node in region.nodes:
+        for ref in node.inputs:
+            passed[ref.buffer] = ref.spec.size * ref.spec.dtype.itemsize
+        passed |= {buffer: buffer.nbytes for buffer in node.outputs}
+    outside = sum(size for buffer, size in passed.items() if not is_local(buffer))
+    return max(
+        roof.seconds(flops, outside),
+        moved / roof.speed(region.scratch_bytes * threads),
+    )
 
 
 __all__ = ["Line", "StepReport", "report"]

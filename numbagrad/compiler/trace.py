@@ -253,14 +253,14 @@ class Trace:
                 return names[id(operand)]
             if operand.size == 1:
                 return repr(operand.tolist())
-            return f"const {_shape(operand.spec)}"
+            return f"const {spec_text(operand.spec)}"
 
         lines = [f"{self.name}(" + ", ".join(
-            f"v{k}: {_shape(spec)}" for k, spec in enumerate(self.inputs)) + "):"]  # fmt: skip
+            f"v{k}: {spec_text(spec)}" for k, spec in enumerate(self.inputs)) + "):"]  # fmt: skip
         for eq in self.equations:
             if eq.targets is None:
                 left = ", ".join(
-                    f"v{n}: {_shape(spec)}" for n, spec in zip(eq.outputs, eq.specs, strict=True)
+                    f"v{n}: {spec_text(spec)}" for n, spec in zip(eq.outputs, eq.specs, strict=True)
                 )
             else:
                 left = ", ".join(names[id(target)] for target in eq.targets)
@@ -342,12 +342,13 @@ def map_leaves(structure: Any, function: Callable) -> Any:
     return function(structure)
 
 
-def _shape(spec: Spec) -> str:
+def spec_text(spec: Spec) -> str:
+    """Return dtype and shape, such as ``float32[2,3]``."""
     return f"{spec.dtype}[{','.join(map(str, spec.shape))}]"
 
 
 def _list(specs: tuple[Spec, ...]) -> str:
-    return "(" + ", ".join(f"{_shape(spec)} on {spec.device}" for spec in specs) + ")"
+    return "(" + ", ".join(f"{spec_text(spec)} on {spec.device}" for spec in specs) + ")"
 
 
 def _users_line() -> str:
