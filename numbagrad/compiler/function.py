@@ -18,11 +18,13 @@ from ..array import FLOATS, Array, State, asarray
 from ..errors import GraphError, ShapeError, TraceError
 from ..jit import OURS, is_settled, references
 from ..ops.convolution import get_winograd
-from .compiled import Executable
+from .compiled import CPUExecutable, Executable
+from .compiled_cuda import CUDAExecutable
 from .draw import StepGraph, draw
-from .emit_cpu import Source
+from .emit_cpu import Source as CPUSource
+from .emit_cuda import Source as CUDASource
 from .export import export
-from .plan import batch_axis, make_plan
+from .plan import Plan, batch_axis, make_device_plan, make_plan
 from .report import StepReport, report
 from .simplify import simplify
 from .trace import Trace, trace
@@ -162,34 +164,36 @@ class CompiledFunction:
         return variant
 
     def _compile(self, args: tuple, kwargs: dict, arrays: list[Array]) -> Executable | Trace:
-        devices = {x.device for x in arrays} or {"cpu"}
-
         def flat(*symbols: Array) -> Any:
             given_args, given_kwargs = _unflatten((args, kwargs), iter(symbols))
             return self.function(*given_args, **given_kwargs)
 
         flat.__name__ = getattr(self.function, "__name__", type(self.function).__name__)
-        if devices != {"cpu"}:
-            return trace(flat, *arrays)
         given = _names_of_arguments(self.function, args, kwargs)
         states = _names_of_states(self.function, args, kwargs)
+        traced = trace(flat, *arrays)
+        devices = {spec.device for spec in traced.inputs}
+        devices |= {spec.device for equation in traced.equations for spec in equation.specs}
+        if devices == {"cuda"}:
+            equations, folded = simplify(traced)
+            plan = make_device_plan(traced, equations)
+            return CUDAExecutable(CUDASource(_named(plan, given), states), traced, folded)
+        if "cuda" in devices:
+            return traced
 
-        def written(arrays: list[Array]) -> tuple[Source, Trace, list[Array]]:
-            traced = trace(flat, *arrays)
+        def written(traced: Trace) -> tuple[CPUSource, list[Array]]:
             equations, folded = simplify(traced)
             plan = make_plan(traced, equations, self.chunk, bool(self.dynamic))
-            for buffer, name in zip(plan.arguments, given, strict=True):
-                buffer.name = name
-            return Source(plan, states), traced, folded
+            return CPUSource(_named(plan, given), states), folded
 
-        source, traced, folded = written(arrays)
+        source, folded = written(traced)
         batch = batch_axis(traced)
         if self.dynamic and batch > 1:
             # A function that does not take twice as large a batch is compiled for this one alone.
             with contextlib.suppress(ShapeError, TraceError, IndexError, ValueError):
-                twice, _, _ = written([_doubled(x, batch) for x in arrays])
+                twice, _ = written(trace(flat, *[_doubled(x, batch) for x in arrays]))
                 source.generalise(twice, batch)
-        return Executable(source, traced, folded)
+        return CPUExecutable(source, traced, folded)
 
     # ------------------------------------------------------------------- looks
 
@@ -204,7 +208,10 @@ class CompiledFunction:
         return draw(self._compiled().source)
 
     def report(self) -> StepReport:
-        """Return time, arithmetic and memory of each part, over the last calls; print it."""
+        """Return time, arithmetic and memory of each part, over the last calls; print it.
+
+        Of a step on a GPU it holds arithmetic and memory of each launch, but no times.
+        """
         return report(self._compiled())
 
     def export(self, path: str | Path) -> None:
@@ -221,15 +228,22 @@ class CompiledFunction:
         Raises
         ------
         GraphError
-            Before the first call, or if a kernel of a user's has no source to be written.
+            Before the first call, after one on a GPU, or if a kernel of a user's has no source to
+            be written.
         """
-        export(self._compiled(), path)
+        executable = self._compiled()
+        if not isinstance(executable, CPUExecutable):
+            raise GraphError(
+                f"{self.__name__} ran on 'cuda', and what is exported runs on a CPU: call it with "
+                "arrays on 'cpu' first"
+            )
+        export(executable, path)
 
     def _compiled(self) -> Executable:
         if self._last is None:
             raise GraphError(f"{self.__name__} has not been called yet: there is nothing to see")
         if not isinstance(self._last, Executable):
-            raise GraphError(f"{self.__name__} ran on a device for which no source is emitted yet")
+            raise GraphError(f"{self.__name__} ran on arrays of several devices, op by op")
         return self._last
 
     def __repr__(self) -> str:
@@ -259,13 +273,15 @@ def _flatten(value: Any, arrays: list, objects: list) -> Any:
 
 
 def _as_arrays(found: list) -> list[Array]:
-    """Make arrays of what `_flatten` took out; floats take the dtype of the arrays beside them."""
+    """Make arrays of what `_flatten` took out; floats are as the arrays beside them."""
+    devices = {x.device for x in found if isinstance(x, Array)}
+    device = devices.pop() if len(devices) == 1 else None
     dtypes = {x.dtype for x in found if isinstance(x, Array) and x.dtype in FLOATS}
     dtype = np.float64 if dtypes == {np.dtype(np.float64)} else np.float32
     return [
         x if isinstance(x, Array)
         else asarray(x) if isinstance(x, np.ndarray)
-        else asarray(x, dtype=dtype)
+        else asarray(x, dtype=dtype, device=device)
         for x in found
     ]  # fmt: skip
 
@@ -289,6 +305,13 @@ def _doubled(x: Array, batch: int) -> Array:
     double = Array(None, x.spec._replace(shape=(2 * batch, *x.shape[1:])))
     double.requires_grad = x.requires_grad
     return double
+
+
+def _named(plan: Plan, arguments: list[str]) -> Plan:
+    """Give a plan's arguments their names."""
+    for buffer, name in zip(plan.arguments, arguments, strict=True):
+        buffer.name = name
+    return plan
 
 
 def _names_of_arguments(function: Callable, args: tuple, kwargs: dict) -> list[str]:

@@ -1,0 +1,69 @@
+"""Run a plan on a GPU: hold its memory where it is, launch its kernels in order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from ..array import Array
+from .compiled import REMEMBERED, Executable, load_module, safe_name
+from .emit_cuda import Source, View
+from .graph import Buffer
+from .trace import Trace
+
+
+class CUDAExecutable(Executable):
+    """A step as launches on one stream, which are the same at each call.
+
+    Its arena, and what it keeps for the caller, stay where they are from call to call; the caller
+    gets copies. So do states, as long as nobody gives them other arrays. The addresses of
+    arguments are the caller's affair.
+    """
+
+    def __init__(self, source: Source, trace: Trace, folded: list[Array]):
+        super().__init__(source, trace, folded, "cuda")
+        plan, new = self.plan, self._backend.allocator
+        self._arena = new((max(plan.arena_bytes, 1),), np.dtype(np.uint8))()
+        self._kept = {buffer: new(buffer.spec.shape, buffer.spec.dtype)() for buffer in plan.kept}
+        self._views = list(source.views)
+        self._memory = [self._own(view) for view in self._views]
+        #: What lies outside: its place in `memory`, and the data that it is a view of now.
+        self._outside = {place: None for place, x in enumerate(self._memory) if x is None}
+        self._step = load_module(source.text, safe_name(plan.name)).step
+        #: How long the host took to launch each of the last calls.
+        self.seconds: deque[float] = deque(maxlen=REMEMBERED)
+
+    def _own(self, view: View) -> Any:
+        """Return the array of a view of the step's own memory; None if it is of another."""
+        if view.buffer is None:
+            return self._backend.carve(self._arena, view.offset, view.shape, view.dtype)
+        if view.buffer in self._kept:
+            return self._part(self._kept[view.buffer], view.offset, view.shape)
+        if view.buffer in self.plan.places:
+            start = self.plan.places[view.buffer] + view.offset * view.dtype.itemsize
+            return self._backend.carve(self._arena, start, view.shape, view.dtype)
+        return None
+
+    def _run(self, args: list[Array]) -> dict[Buffer, Any]:
+        for place, known in self._outside.items():
+            view = self._views[place]
+            data = self._data_of(view.buffer, args)
+            if data is not known:
+                self._outside[place] = data
+                self._memory[place] = self._part(data, view.offset, view.shape)
+        started = time.perf_counter()
+        self._step(self._memory, *self._backend.launch_arguments)
+        self.seconds.append(time.perf_counter() - started)
+        return {buffer: self._backend.copy(data) for buffer, data in self._kept.items()}
+
+    @staticmethod
+    def _data_of(buffer: Buffer, args: list[Array]) -> Any:
+        if buffer.source == "argument":
+            return args[buffer.index]._data
+        return buffer.leaf._data if buffer.source == "leaf" else buffer.leaf._grad._data
+
+
+__all__ = ["CUDAExecutable"]
