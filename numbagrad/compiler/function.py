@@ -59,10 +59,10 @@ def compile(
         ``["batch"]`` writes source that serves any extent of the batch, the first axis of the first
         array: a last, shorter batch is planned anew, in some hundredths of a second, but nothing is
         compiled for it, unless it is so small that other kernels serve it. It runs at its true
-        size, without padding.
+        size, without padding. On a GPU each batch size has a source of its own.
     chunk
         How many rows of the batch are walked at a time; by default as many as fit a core's own
-        cache.
+        cache. On a GPU each kernel sees the whole batch.
 
     Returns
     -------
@@ -75,7 +75,11 @@ def compile(
     -----
     What the function reads from around it is compared at each call: closures, globals, lists, and
     the attributes of modules, optimisers and other objects. A bad value that a kernel finds, such
-    as a label out of range, is reported when the whole step has run.
+    as a label out of range, is reported when the whole step has run; on a GPU at the next read of
+    an array, as in ops.
+
+    On a GPU each step makes the same launches, on memory that stays where it is: of fused kernels
+    for elementwise ops that follow on each other, and of the ops' own kernels for all others.
 
     Raises
     ------

@@ -141,6 +141,20 @@ def test_a_chain_is_one_launch(monkeypatch):
         np.testing.assert_array_equal(out.numpy(), expected.numpy())
 
 
+def test_booleans_are_fused_too():
+    def masked(x, mask):
+        positive = (x > 0) & ~mask
+        return ng.where(positive, x * 2, 0.0), positive
+
+    rng = np.random.default_rng(0)
+    arrays = on_gpu(rng.normal(size=(3, 4))), on_gpu(rng.normal(size=(3, 4)) > 0, bool)
+    compiled = ng.compile(masked)
+    for out, expected in zip(compiled(*arrays), masked(*arrays), strict=True):
+        assert out.dtype == expected.dtype
+        np.testing.assert_array_equal(out.numpy(), expected.numpy())
+    assert len(compiled.graph.nodes) < 5
+
+
 def test_source_is_read_as_the_models():
     training = Training(perceptron, adam)
     training.run((2,), (4,))
