@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class CUDAExecutable(Executable):
         self._memory = [self._own(view) for view in self._views]
         #: What lies outside: its place in `memory`, and the data that it is a view of now.
         self._outside = {place: None for place, x in enumerate(self._memory) if x is None}
-        self._step = load_module(source.text, safe_name(plan.name)).step
+        self._step = _load(source).step
         #: How long the host took to launch each of the last calls.
         self.seconds: deque[float] = deque(maxlen=REMEMBERED)
 
@@ -64,6 +65,21 @@ class CUDAExecutable(Executable):
         if buffer.source == "argument":
             return args[buffer.index]._data
         return buffer.leaf._data if buffer.source == "leaf" else buffer.leaf._grad._data
+
+
+def _load(source: Source) -> ModuleType:
+    """Load a step's module; kernels that another step has, too, are compiled but once.
+
+    Another batch size is another step, with the same kernels.
+    """
+    module = load_module(source.text, safe_name(source.plan.name))
+    for body, name in source.fused.items():
+        kernel = getattr(module, f"_{name}")
+        setattr(module, f"_{name}", _fused_kernels.setdefault(body, kernel))
+    return module
+
+
+_fused_kernels: dict[str, Any] = {}  # by their parameters and body
 
 
 __all__ = ["CUDAExecutable"]

@@ -59,6 +59,8 @@ class Source:
         The name of the function that runs the plan's region, if it has one.
     views
         What each place of ``memory`` holds.
+    fused
+        The names of fused kernels, without the underscore, by their parameters and body.
     """
 
     def __init__(self, plan: Plan, names: dict[int, str]):
@@ -69,7 +71,7 @@ class Source:
         taken = (name for name in kernels if isinstance(name, str))
         self._names = Names([*RESERVED, *taken])
         self._kernels = Kernels(devices.backend("cuda").kernels, "cuda", self._names)
-        self._fused: dict[str, str] = {}  # a kernel's parameters and body: its name
+        self.fused: dict[str, str] = {}
         self._constants: dict[str, str] = {}  # an array that a launcher takes: its name
         name_buffers(plan, names, self._names)
         self._name_views()
@@ -93,7 +95,7 @@ class Source:
         imports = ["import numpy as np\n", "from numbagrad import kernels_cuda"]
         if any("user_kernels" in line for line in found):
             imports.append("from numbagrad.compiler.linkage import user_kernels")
-        if self._fused:
+        if self.fused:
             imports.append("from numbagrad.cuda_support import BLOCK, cuda, launch")
             imports.append("from numbagrad.kernels_cuda import scalar")
         blocks = [f'"""{self.plan.name}, compiled by numbagrad for CUDA."""', "\n".join(imports)]
@@ -105,7 +107,7 @@ class Source:
             f"def {name}({parameters}, stream):\n"
             '    """Start a thread per element."""\n'
             f"    launch(_{name}, -(-out0.size // BLOCK), BLOCK, stream, {parameters})"
-            for body, name in self._fused.items()
+            for body, name in self.fused.items()
             for parameters in [body[1 : body.index(")")]]
         ]
 
@@ -213,9 +215,9 @@ class Source:
     def _fused_name(self, group: Fused) -> str:
         """Return the name of the kernel that runs a group; equal ones share it."""
         body = self._fused_body(group)
-        if body not in self._fused:
-            self._fused[body] = self._names.new(group.name)
-        return self._fused[body]
+        if body not in self.fused:
+            self.fused[body] = self._names.new(group.name)
+        return self.fused[body]
 
     def _fused_body(self, group: Fused) -> str:
         index = {

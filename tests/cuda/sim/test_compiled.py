@@ -102,7 +102,7 @@ def launches_of(monkeypatch, run):
     simulate = cuda_support._simulate
 
     def note(kernel, grid, block, args):
-        launches.append((kernel.fn.__name__, grid, block, tuple(map(noted, args))))
+        launches.append((kernel, grid, block, tuple(map(noted, args))))
         simulate(kernel, grid, block, args)
 
     with monkeypatch.context() as patch:
@@ -135,10 +135,17 @@ def test_a_chain_is_one_launch(monkeypatch):
     arrays = [on_gpu(rng.uniform(1, 2, size=shape)) for shape in shapes]
     compiled = ng.compile(chain)
     compiled(*arrays)
-    names = [name for name, *_ in launches_of(monkeypatch, lambda: compiled(*arrays))]
-    assert names == ["_fused_multiply_exp_add_divide"]
+    launches = launches_of(monkeypatch, lambda: compiled(*arrays))
+    assert [launch[0].fn.__name__ for launch in launches] == ["_fused_multiply_exp_add_divide"]
     for out, expected in zip(compiled(*arrays), chain(*arrays), strict=True):
         np.testing.assert_array_equal(out.numpy(), expected.numpy())
+
+
+def test_another_batch_finds_the_kernels(monkeypatch):
+    doubled = ng.compile(lambda x: ng.exp(x + x), dynamic=["batch"])
+    (launch,) = launches_of(monkeypatch, lambda: doubled(on_gpu([1.0, 2.0])))
+    (another,) = launches_of(monkeypatch, lambda: doubled(on_gpu([1.0, 2.0, 3.0])))
+    assert launch[0] is another[0]
 
 
 def test_booleans_are_fused_too():
