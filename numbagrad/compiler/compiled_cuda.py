@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from types import ModuleType
@@ -31,8 +32,12 @@ class CUDAExecutable(Executable):
         self._kept = {buffer: new(buffer.spec.shape, buffer.spec.dtype)() for buffer in plan.kept}
         self._views = list(source.views)
         self._memory = [self._own(view) for view in self._views]
-        #: What lies outside: its place in `memory`, and the data that it is a view of now.
-        self._outside = {place: None for place, x in enumerate(self._memory) if x is None}
+        outside = [place for place, x in enumerate(self._memory) if x is None]
+        is_leaf = [self._views[place].buffer.source == "leaf" for place in outside]
+        #: Places of states and other arrays from outside, with the data of the last call.
+        self._leaves = dict.fromkeys(itertools.compress(outside, is_leaf))
+        #: Places of arguments and gradients, which come and go.
+        self._passing = [place for place in outside if place not in self._leaves]
         self._step = _load(source).step
         #: How long the host took to launch each of the last calls.
         self.seconds: deque[float] = deque(maxlen=REMEMBERED)
@@ -49,22 +54,30 @@ class CUDAExecutable(Executable):
         return None
 
     def _run(self, args: list[Array]) -> dict[Buffer, Any]:
-        for place, known in self._outside.items():
-            view = self._views[place]
-            data = self._data_of(view.buffer, args)
-            if data is not known:
-                self._outside[place] = data
-                self._memory[place] = self._part(data, view.offset, view.shape)
+        for place, known in self._leaves.items():
+            data = self._views[place].buffer.leaf._data
+            if data is not known:  # at the first call, and after an assignment
+                self._leaves[place] = data
+                self._look_at(place, data)
+        for place in self._passing:
+            self._look_at(place, self._data_of(self._views[place].buffer, args))
         started = time.perf_counter()
         self._step(self._memory, *self._backend.launch_arguments)
         self.seconds.append(time.perf_counter() - started)
+        for place in self._passing:
+            self._memory[place] = None  # nobody needs them on our behalf
         return {buffer: self._backend.copy(data) for buffer, data in self._kept.items()}
+
+    def _look_at(self, place: int, data: Any) -> None:
+        view = self._views[place]
+        self._memory[place] = self._part(data, view.offset, view.shape)
 
     @staticmethod
     def _data_of(buffer: Buffer, args: list[Array]) -> Any:
+        """Return an argument's or a gradient's data."""
         if buffer.source == "argument":
             return args[buffer.index]._data
-        return buffer.leaf._data if buffer.source == "leaf" else buffer.leaf._grad._data
+        return buffer.leaf._grad._data
 
 
 def _load(source: Source) -> ModuleType:
