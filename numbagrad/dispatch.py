@@ -385,7 +385,7 @@ def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
     if op.kernel is None:
         return Plan(call, partial(_run_view, op, call))
     views = make_views(op, call)
-    kernel = _find_kernel(op, call.device)
+    kernel = find_kernel(op, call.device)
     wanted = op.workspace(call) if op.workspace else ()
     workspace = tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in wanted)
     shards = None
@@ -395,7 +395,14 @@ def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
     return Plan(call, run, views, kernel, workspace, shards)
 
 
-def _find_kernel(op: Op, device: str) -> Callable:
+def find_kernel(op: Op, device: str) -> Callable:
+    """Return the kernel, or the launcher, of an op on a device.
+
+    Raises
+    ------
+    DeviceError
+        If a user's op has none there.
+    """
     if isinstance(op.kernel, dict):
         kernel = op.kernel.get(device)
         if kernel is None:

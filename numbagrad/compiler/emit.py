@@ -6,11 +6,12 @@ import builtins
 import keyword
 import re
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from .. import device as devices
+from ..dispatch import Op, find_kernel
 from ..jit import content_key, function_of
 from .fuse import Fused
 from .graph import Combine, Node
@@ -79,17 +80,18 @@ def _output_name(node: Node | Combine | Fused, k: int) -> str:
 class Kernels:
     """The kernels that a source calls, by the names it has for them; users' are named after ops."""
 
-    def __init__(self, module: ModuleType, device: str, names: Names):
-        self._module, self._device, self._names = module, device, names
+    def __init__(self, device: str, names: Names):
+        self._module = devices.backend(device).kernels
+        self._device, self._names = device, names
         self._name_of: dict[int, str] = {}
         self.found: dict[str, Callable] = {}
 
-    def name(self, op) -> str:
+    def name(self, op: Op) -> str:
         """Return what the source calls an op's kernel."""
+        kernel = find_kernel(op, self._device)
         if isinstance(op.kernel, str):
-            self.found[op.kernel] = getattr(self._module, op.kernel)
+            self.found[op.kernel] = kernel
             return op.kernel
-        kernel = op.kernel[self._device]
         if id(kernel) not in self._name_of:
             name = self._name_of[id(kernel)] = self._names.new(f"{op.name}_kernel")
             self.found[name] = kernel

@@ -16,7 +16,6 @@ from numba import typeof
 from numba.core import types
 from numba.np.numpy_support import from_dtype
 
-from .. import kernels_cpu
 from ..array import DTYPES as ARRAY_DTYPES
 from ..array import size_of
 from .emit import Kernels, Names, literal, name_buffers, parameters_of
@@ -56,7 +55,7 @@ class Source:
         kernels = [node.op.kernel for node in plan.nodes if isinstance(node, Node)]
         taken = (name for name in kernels if isinstance(name, str))
         self._names = Names([*RESERVED, *taken])
-        self._kernels = Kernels(kernels_cpu, "cpu", self._names)
+        self._kernels = Kernels("cpu", self._names)
         self.functions: list[str] = []
         self.calls: dict[str, set[tuple[types.Type, ...]]] = {}
         self._dtypes: set[str] = set()

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import device as devices
 from ..array import Spec, size_of
 from .emit import Kernels, Names, literal, name_buffers, parameters_of
 from .fuse import COLUMN, FULL, ROW, SCALAR, Fused, kinds_of
@@ -47,6 +46,11 @@ class View:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a buffer as it is."""
+        return self.shape == self.buffer.spec.shape and not self.offset
+
 
 class Source:
     """The text of a plan, and what its `memory` argument holds.
@@ -70,7 +74,7 @@ class Source:
         kernels = [node.op.kernel for node in plan.nodes if isinstance(node, Node)]
         taken = (name for name in kernels if isinstance(name, str))
         self._names = Names([*RESERVED, *taken])
-        self._kernels = Kernels(devices.backend("cuda").kernels, "cuda", self._names)
+        self._kernels = Kernels("cuda", self._names)
         self.fused: dict[str, str] = {}
         self._constants: dict[str, str] = {}  # an array that a launcher takes: its name
         name_buffers(plan, names, self._names)
@@ -89,9 +93,7 @@ class Source:
         found = [f"{name} = {self._kernels.expression(name)}" for name in sorted(self.kernels)]
         constants = [f"{name} = {value}" for value, name in self._constants.items()]
         if constants:
-            constants.insert(
-                0, "# Where elements lie in operands that are permuted, say, or repeat."
-            )
+            constants.insert(0, "# Where elements lie in operands that repeat or are permuted.")
         imports = ["import numpy as np\n", "from numbagrad import kernels_cuda"]
         if any("user_kernels" in line for line in found):
             imports.append("from numbagrad.compiler.linkage import user_kernels")
@@ -175,10 +177,7 @@ class Source:
             if view.buffer is None:
                 is_used = bool(size_of(view.shape))
                 name = self._names.new(f"{node_name}_workspace" if is_used else "unused")
-            elif shapes[view.buffer] == 1 or (view.shape, view.offset) == (
-                view.buffer.spec.shape,
-                0,
-            ):
+            elif shapes[view.buffer] == 1 or view.is_whole:
                 name = view.buffer.name
             else:
                 suffix = "x".join(map(str, view.shape)) if len(view.shape) > 1 else "flat"

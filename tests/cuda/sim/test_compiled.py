@@ -7,7 +7,7 @@ import pytest
 
 import numbagrad as ng
 from numbagrad import cuda_support, kernels_cuda
-from numbagrad.errors import GraphError
+from numbagrad.errors import DeviceError, GraphError
 
 L = ng.layers
 
@@ -251,6 +251,15 @@ def test_custom_op():
     compiled = ng.compile(lambda x: op(x) + 1)
     assert compiled(on_gpu([1.0, 2.0])).tolist() == [3.0, 5.0]
     assert "twice_kernel" in compiled.source
+
+
+def test_an_op_without_a_cuda_kernel():
+    def nothing(x, out):
+        """Leave `out` as it is."""
+
+    op = ng.custom_op("nothing", cpu=nothing, infer=lambda x: (x.shape, x.dtype))
+    with pytest.raises(DeviceError, match="nothing has no kernel for device 'cuda'"):
+        ng.compile(lambda x: op(x))(on_gpu([1.0]))
 
 
 def test_nothing_to_do():
