@@ -231,6 +231,9 @@ def _extension_source(module_name: str | None, seen: set[int]) -> Iterator[bytes
 # ------------------------------------------------------------------- cache
 
 
+FORMAT = 2  # of the files; another one reads none of those before
+
+
 class ContentCache:
     """The disk cache of one kernel, in the form that a Numba dispatcher asks for."""
 
@@ -248,7 +251,7 @@ class ContentCache:
 
     def _path(self, signature: Signature | tuple, codegen) -> Path:
         args = signature.args if isinstance(signature, Signature) else signature
-        text = f"{self.key}|{self._options}|{args}|{codegen.magic_tuple()}"
+        text = f"{FORMAT}|{self.key}|{self._options}|{args}|{codegen.magic_tuple()}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:24]
         return cache_dir() / f"{self._function.__name__}-{digest}.nbc"
 
@@ -288,6 +291,8 @@ class ContentCache:
 class _Compiler(_FunctionCompiler):
     """Numba's compiler of one function, for what the cache does not have; says if it is slow."""
 
+    content_key: Callable[[], str | None]
+
     def compile(self, args, return_type):
         if not _compiling.depth:
             timer = threading.Timer(ANNOUNCE_AFTER, _announce, [self.py_func.__name__])
@@ -295,11 +300,27 @@ class _Compiler(_FunctionCompiler):
             timer.start()
         _compiling.depth += 1
         try:
-            return super().compile(args, return_type)
+            with _named_by_content(self.py_func, self.content_key()):
+                return super().compile(args, return_type)
         finally:
             _compiling.depth -= 1
             if not _compiling.depth:
                 timer.cancel()
+
+
+@contextlib.contextmanager
+def _named_by_content(function: Callable, key: str | None) -> Iterator[None]:
+    """Name a function after what it depends on, while it is compiled.
+
+    Machine code calls by name. Numba tells closures of one name apart by numbering what a process
+    compiles: in a process that loads one from disk and compiles another, the numbers mean nothing.
+    """
+    name = function.__qualname__
+    function.__qualname__ = f"_{key or os.urandom(16).hex()}.{name}"
+    try:
+        yield
+    finally:
+        function.__qualname__ = name
 
 
 class _Compiling(threading.local):
@@ -321,6 +342,7 @@ class Kernel(CPUDispatcher):
         pipeline = self._compiler.pipeline_class
         self._compiler = _Compiler(py_func, self.targetdescr, targetoptions, locals, pipeline)
         self._cache = ContentCache(py_func, targetoptions)
+        self._compiler.content_key = lambda: self.content_key
 
     @property
     def content_key(self) -> str | None:

@@ -556,7 +556,7 @@ def place_forward(x, index, reduce, inner, out):
 # may do. AVX-512 has all three, others two.
 
 COLUMNS, HALF_COLUMNS = simd.TILE_COLUMNS, simd.TILE_COLUMNS // 2
-ROWS = simd.NARROW_ROWS
+ROWS, WIDE_ROWS = simd.NARROW_ROWS, simd.TILE_ROWS  # of narrow tiles, and of wide ones
 
 
 def _tiles(rows_of_tile, columns):
@@ -1259,75 +1259,6 @@ def conv2d_backward_input(
             first += chunk * count
 
 
-def _channels(columns):
-    """Make `few_backward_input`'s loop over pixels, for `columns` channels: a literal in it."""
-
-    @njit
-    def channels(image, at, starts, taps, runs, weight, c, grad_x, at_out, places, first, count):
-        _, _, depth, out_channels = weight.shape
-        for q in range(0, count, ROWS):
-            acc = simd.tile(grad_x, ROWS, columns)
-            here = simd.tile_rows(acc, starts, first + q, count - q)
-            for k in range(0, out_channels, simd.lanes(grad_x)):
-                for t in range(runs):
-                    tap = taps[1, t] * depth + c * out_channels + k
-                    acc = simd.tile_fma_terms(
-                        acc, image, here, at + taps[0, t] + k, weight, tap, out_channels,
-                        out_channels - k,
-                    )  # fmt: skip
-            to = simd.tile_rows(acc, places, first + q, count - q)
-            simd.tile_store_sums(acc, grad_x, to, at_out + c, count - q, columns)
-
-    return channels
-
-
-_one_channel, _two_channels = _channels(1), _channels(2)
-
-
-@njit
-def few_backward_input(
-    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, spread, pixels, taps
-):
-    """grad_x = what `conv2d_backward_input` gives, for the few channels of a first layer.
-
-    A vector of a tile holds k, over which the sum runs, in place of c: its lanes are added in the
-    end. So it is full even for a single c. No bank is needed, and there are no groups.
-    """
-    kernel = weight.shape[:2]
-    _, height, width, channels = grad_x.shape
-    out_channels = weight.shape[3]
-    image = spread if spread.size > 0 else grad_out
-    _, rows, columns, _ = image.shape
-    offset = _first_seen(kernel, stride, padding, dilation)
-    chunk = pixels.shape[1]
-    starts, places = pixels[0].reshape(-1), pixels[1].reshape(-1)
-    _phase_pixels(stride, padding, image.shape, out_channels, grad_x.shape, pixels)
-    spread.fill(0)
-    for n in range(0, grad_x.shape[0], chunk):
-        images, first = min(chunk, grad_x.shape[0] - n), 0
-        at, at_out = n * rows * columns * out_channels, n * height * width * channels
-        if spread.size > 0:
-            _spread(grad_out, n, images, offset, spread)
-            at = 0
-        for number in range(stride[0] * stride[1]):
-            phase = number // stride[1], number % stride[1]
-            count = _phase_size(phase, stride, padding, (height, width))
-            runs, _ = _phase_taps(
-                phase, kernel, stride, dilation, False, out_channels, columns, taps
-            )
-            for c in range(0, channels - 1, 2):
-                _two_channels(
-                    image, at, starts, taps, runs, weight, c, grad_x, at_out, places, first,
-                    images * count,
-                )  # fmt: skip
-            if channels % 2 == 1:
-                _one_channel(
-                    image, at, starts, taps, runs, weight, channels - 1, grad_x, at_out, places,
-                    first, images * count,
-                )  # fmt: skip
-            first += chunk * count
-
-
 BLOCK_PIXELS = 128  # of grad_out, together in a strip that stays close to the core
 
 
@@ -1382,10 +1313,241 @@ def conv2d_backward_weight(
                     )  # fmt: skip
 
 
+# ------------------------------------------------ few channels: planes of pixels
+#
+# A vector of six channels is mostly empty. Where there are few of them, images are taken apart into
+# planes, one for each channel, and a vector holds neighbouring pixels. A plane has its zeros around
+# it, and its rows follow on each other: then a tap lies equally far from all output pixels, so that
+# a tile of (k, pixels) needs no tables. It runs over the ends of rows, too; what it finds there is
+# thrown away. With a stride each phase of the pixels has planes of its own (see above).
+
+
+@njit
+def _apart(x, first, count, stride, offset, planes, rows, pitch):
+    """planes[c, phase, i, h', w'] = x[first + i, h, w, c] for i < count.
+
+    h + offset = h' stride + phase, and likewise for w. A plane has `rows` x `pitch` pixels an
+    image.
+    """
+    _, height, width, channels = x.shape
+    area, phases = planes.shape[1], stride[0] * stride[1]
+    flat, out = x.reshape(-1), planes.reshape(-1)
+    for phase in range(phases):
+        top, down = _phase_rows(phase // stride[1], stride[0], offset[0], height)
+        left, across = _phase_rows(phase % stride[1], stride[1], offset[1], width)
+        row, column = (top + offset[0]) // stride[0], (left + offset[1]) // stride[1]
+        step = stride[1] * channels
+        for i in range(count):
+            at = (((first + i) * height + top) * width + left) * channels
+            to = phase * area + (i * rows + row) * pitch + column
+            for _ in range(down):
+                if step == 1:
+                    _copy_run(flat, at, out, to, across)
+                else:
+                    _row_apart(flat, at, step, across, channels, out, to, phases * area)
+                at += stride[0] * width * channels
+                to += pitch
+
+
+@njit
+def _row_apart(x, at, step, count, channels, out, to, apart):
+    """out[to + c apart + j] = x[at + j step + c] for j < count and c < channels."""
+    for c in range(0, channels, ROWS):
+        for j in range(0, count, simd.lanes(out)):
+            acc = simd.tile(out, ROWS, 1)
+            acc = simd.tile_load_turned(acc, x, at + j * step + c, step, count - j, channels - c)
+            places = simd.tile_steps(acc, to + c * apart, apart, channels - c)
+            simd.tile_store(acc, out, places, j, channels - c, count - j)
+
+
+@njit
+def _plane_places(images, extents, rows, pitch, channels, places):
+    """Write down where a plane's pixels lie in the images.
+
+    What is no pixel gets the place of the last one before it, which is written later.
+    """
+    height, width = extents
+    last = -1
+    for row in range(images * rows):
+        inside = row % rows < height
+        for w in range(pitch):
+            last += inside and w < width
+            places[row * pitch + w] = last * channels
+    places[images * rows * pitch :].fill(last * channels)
+
+
+@njit
+def _convolve_planes(planes, taps, weight, apart, bias, ones, out, at_out, places, count, channels):
+    """out[at_out + places[q] + k] = bias[k]
+    + sum_t planes[taps[0, t] + q] weight[taps[1, t] + k apart]
+
+    for q < count and k < channels, from the last q to the first: a place that several share is the
+    first one's.
+    """
+    step = COLUMNS * simd.lanes(out)
+    for q in range((count - 1) // step * step, -1, -step):  # `places` goes on to a whole tile
+        for k in range(0, channels, WIDE_ROWS):
+            acc = simd.tile(out, WIDE_ROWS, COLUMNS)
+            here = simd.tile_steps(acc, k * apart, apart, channels - k)
+            for t in range(taps.shape[1]):
+                acc = simd.tile_fma(acc, weight, here, taps[1, t], planes, taps[0, t] + q)
+            if bias.size > 0:
+                here = simd.tile_steps(acc, k, 1, channels - k)
+                acc = simd.tile_fma(acc, bias, here, 0, ones, 0)
+            simd.tile_store_turned(acc, out, places, q, at_out + k, channels - k)
+
+
+@njit
+def _images_of(planes, rows, pitch):
+    """Return how many images of this size planes hold: at their end there is room for a tile."""
+    return (planes.shape[1] - COLUMNS * simd.lanes(planes)) // (rows * pitch)
+
+
+@njit
+def _pixels_of(images, extents, rows, pitch):
+    """Return how many pixels of a plane there are up to the last that is one of the images'."""
+    height, width = extents
+    return ((images - 1) * rows + height - 1) * pitch + width if height * width > 0 else 0
+
+
+@njit
+def _plane_extents(x, stride, padding, planes):
+    """Return how many images planes of x hold, and the rows and the pixels of a row of each."""
+    rows = (x.shape[1] + 2 * padding[0] + stride[0] - 1) // stride[0]
+    pitch = (x.shape[2] + 2 * padding[1] + stride[1] - 1) // stride[1]
+    return _images_of(planes, rows, pitch), rows, pitch
+
+
+@njit
+def planar_forward(
+    x, weight, bias, bank, stride, padding, dilation, groups, out, planes, places, taps, ones
+):
+    """out = what `conv2d_forward` gives, for few output channels. No bank is needed, no groups."""
+    filter_height, filter_width, depth, out_channels = weight.shape
+    _, height, width, _ = out.shape
+    images, rows, pitch = _plane_extents(x, stride, padding, planes)
+    area, phases, t = planes.shape[1], stride[0] * stride[1], 0
+    for r in range(filter_height):
+        for s in range(filter_width):
+            h, w = r * dilation[0], s * dilation[1]
+            phase = h % stride[0] * stride[1] + w % stride[1]
+            for c in range(depth):
+                plane = (c * phases + phase) * area
+                taps[0, t] = plane + h // stride[0] * pitch + w // stride[1]
+                taps[1, t] = t * out_channels
+                t += 1
+    planes.fill(0)
+    ones.fill(1)
+    for n in range(0, x.shape[0], images):
+        count = min(images, x.shape[0] - n)
+        if n == 0 or count < images:
+            _plane_places(count, (height, width), rows, pitch, out_channels, places)
+        _apart(x, n, count, stride, padding, planes, rows, pitch)
+        _convolve_planes(
+            planes.reshape(-1), taps, weight.reshape(-1), 1, bias, ones,
+            out.reshape(-1), n * height * width * out_channels, places,
+            _pixels_of(count, (height, width), rows, pitch), out_channels,
+        )  # fmt: skip
+
+
+@njit
+def planar_backward_input(
+    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, planes, places, taps, ones
+):
+    """grad_x = what `conv2d_backward_input` gives, for few input channels and no stride.
+
+    It is a convolution by the filter upside down, as wide as its input and output together allow.
+    """
+    filter_height, filter_width, depth, out_channels = weight.shape
+    _, height, width, channels = grad_x.shape
+    reach = (filter_height - 1) * dilation[0], (filter_width - 1) * dilation[1]
+    offset = reach[0] - padding[0], reach[1] - padding[1]
+    rows, pitch = height + reach[0], width + reach[1]
+    images, area, t = _images_of(planes, rows, pitch), planes.shape[1], 0
+    for r in range(filter_height):
+        for s in range(filter_width):
+            for k in range(out_channels):
+                above = reach[0] - r * dilation[0]
+                taps[0, t] = k * area + above * pitch + reach[1] - s * dilation[1]
+                taps[1, t] = (r * filter_width + s) * depth * out_channels + k
+                t += 1
+    planes.fill(0)
+    for n in range(0, grad_x.shape[0], images):
+        count = min(images, grad_x.shape[0] - n)
+        if n == 0 or count < images:
+            _plane_places(count, (height, width), rows, pitch, channels, places)
+        _apart(grad_out, n, count, stride, offset, planes, rows, pitch)
+        _convolve_planes(
+            planes.reshape(-1), taps, weight.reshape(-1), out_channels, bank[:0], ones,
+            grad_x.reshape(-1), n * height * width * channels, places,
+            _pixels_of(count, (height, width), rows, pitch), channels,
+        )  # fmt: skip
+
+
+SUMS = 3  # vectors of sums in a row of a tile: with few output channels, half of them
+
+
+@njit
+def planar_backward_weight(
+    x, grad_out, stride, padding, dilation, groups, grad_weight, planes, grads, sums, tables
+):
+    """grad_weight = what `conv2d_backward_weight` gives, for few output channels.
+
+    The rows of a tile are (r, s, c), its columns k; each lane sums over pixels of its own, and all
+    lanes are added in the end. Between the rows of the gradient's planes there are zeros.
+    """
+    filter_height, filter_width, depth, out_channels = grad_weight.shape
+    _, height, width, _ = grad_out.shape
+    images, rows, pitch = _plane_extents(x, stride, padding, planes)
+    area, phases, q = planes.shape[1], stride[0] * stride[1], 0
+    starts, parts, to = tables[0], tables[1], tables[2]
+    lanes = simd.lanes(x)
+    across = -(-out_channels // SUMS) * SUMS * lanes
+    for r in range(filter_height):
+        for s in range(filter_width):
+            h, w = r * dilation[0], s * dilation[1]
+            phase = h % stride[0] * stride[1] + w % stride[1]
+            for c in range(depth):
+                plane = (c * phases + phase) * area
+                starts[q] = plane + h // stride[0] * pitch + w // stride[1]
+                parts[q], to[q] = q * across, q * out_channels
+                q += 1
+    flat, flat_grads = planes.reshape(-1), grads.reshape(-1)
+    planes.fill(0)
+    grads.fill(0)
+    sums.fill(0)
+    for n in range(0, x.shape[0], images):
+        count = min(images, x.shape[0] - n)
+        _apart(x, n, count, stride, padding, planes, rows, pitch)
+        _apart(grad_out, n, count, (1, 1), (0, 0), grads, rows, pitch)
+        last = _pixels_of(count, (height, width), rows, pitch)
+        for q in range(0, starts.size, WIDE_ROWS):
+            left = starts.size - q
+            for k in range(0, out_channels, SUMS):
+                acc = simd.tile(x, WIDE_ROWS, SUMS)
+                here = simd.tile_rows(acc, starts, q, left)
+                part = simd.tile_rows(acc, parts, q, left)
+                acc = simd.tile_load(acc, sums, part, k * lanes, left, SUMS * lanes)
+                for p in range(0, last, lanes):
+                    acc = simd.tile_fma_terms(
+                        acc, flat, here, p, flat_grads, k * area + p, area, last - p
+                    )
+                simd.tile_store(acc, sums, part, k * lanes, left, SUMS * lanes)
+    for q in range(0, starts.size, WIDE_ROWS):
+        left = starts.size - q
+        for k in range(0, out_channels, SUMS):
+            acc = simd.tile(x, WIDE_ROWS, SUMS)
+            part = simd.tile_rows(acc, parts, q, left)
+            acc = simd.tile_load(acc, sums, part, k * lanes, left, SUMS * lanes)
+            here = simd.tile_rows(acc, to, q, left)
+            simd.tile_store_sums(acc, grad_weight.reshape(-1), here, k, left, out_channels - k)
+
+
 # ------------------------------------------------- depthwise: a filter a channel
 #
 # Channels do not mix: a step multiplies a vector of neighbouring channels of an input pixel by the
 # same channels of a filter tap, and a tile holds them for ROWS output pixels.
+
 
 PAIR = 2  # vectors of channels
 
@@ -1674,19 +1836,26 @@ def _tile_corner(tile, extents):
 @njit
 def _input_planes(x, first, tiles, extents, padding, line, planes):
     """planes[i, tile, c] = (B^T d B)[i], with d the inputs that a tile of outputs sees."""
-    lanes, channels, pitch = simd.lanes(x), x.shape[3], planes.shape[1]
+    lanes, pitch = simd.lanes(x), planes.shape[1]
+    _, height, width, channels = x.shape
+    depth = _padded_width(channels, x)
     for tile in range(tiles):
         n, top, left = _tile_corner(first + tile, extents)
         h, w = top - padding[0], left - padding[1]
+        inside = h >= 0 and w >= 0 and h + 6 <= height and w + 6 <= width
+        corner = ((n * height + h) * width + w) * channels
         for c in range(0, channels, lanes):
             for j in range(6):
-                d0, d1 = _pixel(x, n, h, w + j, c), _pixel(x, n, h + 1, w + j, c)
-                d2, d3 = _pixel(x, n, h + 2, w + j, c), _pixel(x, n, h + 3, w + j, c)
-                d4, d5 = _pixel(x, n, h + 4, w + j, c), _pixel(x, n, h + 5, w + j, c)
+                if inside and channels - c >= lanes:
+                    d0, d1, d2, d3, d4, d5 = _six(x, corner + j * channels + c, width * channels)
+                else:
+                    d0, d1 = _pixel(x, n, h, w + j, c), _pixel(x, n, h + 1, w + j, c)
+                    d2, d3 = _pixel(x, n, h + 2, w + j, c), _pixel(x, n, h + 3, w + j, c)
+                    d4, d5 = _pixel(x, n, h + 4, w + j, c), _pixel(x, n, h + 5, w + j, c)
                 _put(line, j * lanes, 6 * lanes, _to_planes(d0, d1, d2, d3, d4, d5))
             for i in range(6):
                 d0, d1, d2, d3, d4, d5 = _six(line, 6 * i * lanes, lanes)
-                at = 6 * i * pitch + tile * _padded_width(channels, x) + c
+                at = 6 * i * pitch + tile * depth + c
                 _put(planes, at, pitch, _to_planes(d0, d1, d2, d3, d4, d5))
 
 
@@ -1705,69 +1874,113 @@ def _strips_width(channels, x):
     return whole + _pitch(channels - whole, x) if channels > whole else whole
 
 
+def _full_tiles(rows_of_tile, columns):
+    """Make `_products`' loop for tiles `columns` vectors wide: all are full, so there are no masks.
+
+    Rows lie evenly. Some past the last are computed, for which there is room.
+    """
+
+    @njit
+    def tiles(a, at_a, apart, steps, bank, at_bank, out, at_out, pitch, count):
+        for q in range(0, count, rows_of_tile):
+            acc = simd.tile(out, rows_of_tile, columns)
+            here = simd.tile_steps(acc, at_a + q * apart, apart, rows_of_tile)
+            row = at_bank
+            for p in range(steps):
+                acc = simd.tile_fma(acc, a, here, p, bank, row)
+                row += columns * simd.lanes(out)
+            to = simd.tile_steps(acc, at_out + q * pitch, pitch, rows_of_tile)
+            simd.tile_store(acc, out, to, 0, rows_of_tile, columns * simd.lanes(out))
+
+    return tiles
+
+
+FULL_ROWS = 2 * WIDE_ROWS  # of narrow tiles; room for rows is a multiple of it
+_full_wide_tiles, _full_narrow_tiles = _full_tiles(WIDE_ROWS, COLUMNS), _full_tiles(FULL_ROWS, 1)
+_full_half_tiles = _full_tiles(FULL_ROWS, HALF_COLUMNS) if HALF_COLUMNS > 1 else _full_narrow_tiles
+
+
 @njit
-def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, tables):
+def _products(a, at_a, apart, steps, bank, at_bank, columns, out, at_out, pitch, count):
+    """out[at_out + q pitch + j] = sum_p a[at_a + q apart + p] bank[p, j] for q < count and all j
+    < columns. The bank is in strips.
+    """
+    for k in range(0, columns, COLUMNS * simd.lanes(out)):
+        width = _pitch(columns - k, out)
+        if width > HALF_COLUMNS * simd.lanes(out):
+            _full_wide_tiles(a, at_a, apart, steps, bank, at_bank, out, at_out + k, pitch, count)
+        elif width > simd.lanes(out):
+            _full_half_tiles(a, at_a, apart, steps, bank, at_bank, out, at_out + k, pitch, count)
+        else:
+            _full_narrow_tiles(a, at_a, apart, steps, bank, at_bank, out, at_out + k, pitch, count)
+        at_bank += steps * width
+
+
+@njit
+def _outputs(planes, first, tiles, bias, line, out):
+    """out = A^T m A, with m the planes of a tile, and the bias added."""
+    lanes, pitch = simd.lanes(out), planes.shape[1]
+    _, height, width, channels = out.shape
+    group = _strips_width(channels, out)
+    for tile in range(tiles):
+        n, top, left = _tile_corner(first + tile, (height, width))
+        down, across = min(4, height - top), min(4, width - left)
+        corner = ((n * height + top) * width + left) * channels
+        for k in range(0, channels, lanes):
+            count = channels - k
+            for j in range(6):
+                m0, m1, m2, m3, m4, m5 = _six(planes, j * pitch + tile * group + k, 6 * pitch)
+                _put(line, j * lanes, 6 * lanes, _from_planes(m0, m1, m2, m3, m4, m5))
+            shift = simd.splat(0, out)
+            if bias.size > 0:
+                shift = simd.load(bias, k, count)
+            for i in range(down):
+                m0, m1, m2, m3, m4, m5 = _six(line, 6 * i * lanes, lanes)
+                y = _from_planes(m0, m1, m2, m3, m4, m5)
+                at = corner + i * width * channels + k
+                for j in range(4):
+                    if j < across:
+                        simd.store(out, at + j * channels, y[j] + shift, count)
+
+
+@njit
+def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes):
     """Convolve images with filters of 3 x 3, stride 1, from their planes.
 
-    The other planes are workspace, with room for as many tiles as are done at a time.
+    The other planes are workspace, with room for as many tiles as are done at a time: a multiple of
+    FULL_ROWS.
     """
     images, height, width, out_channels = out.shape
-    extents, channels, lanes = (height, width), x.shape[3], simd.lanes(x)
+    channels, lanes = x.shape[3], simd.lanes(x)
     depth, group = _padded_width(channels, x), _strips_width(out_channels, x)
-    rows, places, taps = tables[0], tables[1], tables[2, :1]
-    chunk = rows.size
-    for q in range(chunk):
-        rows[q], places[q] = q * depth, q * group
-    taps[0] = 0
-    no_bias = planes[:0]
-    flat_inputs, flat_outputs = input_planes.reshape(-1), output_planes.reshape(-1)
+    room = (input_planes.shape[1] - lanes) // depth // FULL_ROWS * FULL_ROWS
+    zero = simd.splat(0, x)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
-    for first in range(0, total, chunk):
-        tiles = min(chunk, total - first)
-        _input_planes(x, first, tiles, extents, padding, line, input_planes)
+    for first in range(0, total, room):
+        tiles = min(room, total - first)
+        _input_planes(x, first, tiles, (height, width), padding, line, input_planes)
+        last = (tiles + FULL_ROWS - 1) // FULL_ROWS * FULL_ROWS
         for i in range(PLANES):
-            at_bank = i * (planes.size // PLANES)
-            for k in range(0, out_channels, COLUMNS * lanes):
-                pitch = _pitch(out_channels - k, x)
-                _strip(
-                    flat_inputs, i * input_planes.shape[1], rows, taps, channels, 1,
-                    planes, at_bank, pitch, no_bias, 0, flat_outputs,
-                    i * output_planes.shape[1] + k, places, tiles, pitch, False,
-                )  # fmt: skip
-                at_bank += channels * pitch
-        for tile in range(tiles):
-            n, top, left = _tile_corner(first + tile, extents)
-            for k in range(0, out_channels, lanes):
-                for j in range(6):
-                    at, step = (
-                        j * output_planes.shape[1] + tile * group + k,
-                        6 * output_planes.shape[1],
-                    )
-                    m0, m1, m2, m3, m4, m5 = _six(output_planes, at, step)
-                    _put(line, j * lanes, 6 * lanes, _from_planes(m0, m1, m2, m3, m4, m5))
-                for i in range(4):
-                    m0, m1, m2, m3, m4, m5 = _six(line, 6 * i * lanes, lanes)
-                    y = _from_planes(m0, m1, m2, m3, m4, m5)
-                    for j in range(4):
-                        if top + i < height and left + j < width:
-                            value = y[j]
-                            if bias.size > 0:
-                                value += simd.load(bias, k, out_channels - k)
-                            at = ((n * height + top + i) * width + left + j) * out_channels + k
-                            simd.store(out, at, value, out_channels - k)
+            at, to = i * input_planes.shape[1], i * output_planes.shape[1]
+            for q in range(at + tiles * depth, at + last * depth, lanes):
+                simd.store(input_planes, q, zero)
+            _products(
+                input_planes.reshape(-1), at, depth, channels,
+                planes, i * (planes.size // PLANES), out_channels,
+                output_planes.reshape(-1), to, group, tiles,
+            )  # fmt: skip
+        _outputs(output_planes, first, tiles, bias, line, out)
 
 
 @njit
-def winograd_forward(
-    x, weight, bias, planes, padding, out, line, input_planes, output_planes, tables
-):
+def winograd_forward(x, weight, bias, planes, padding, out, line, input_planes, output_planes):
     """out = what `conv2d_forward` gives for filters of 3 x 3 and stride 1, from their planes."""
-    _winograd(x, bias, planes, padding, out, line, input_planes, output_planes, tables)
+    _winograd(x, bias, planes, padding, out, line, input_planes, output_planes)
 
 
 @njit
 def winograd_backward_input(
-    grad_out, weight, planes, padding, grad_x, line, input_planes, output_planes, tables
+    grad_out, weight, planes, padding, grad_x, line, input_planes, output_planes
 ):
     """grad_x = what `conv2d_backward_input` gives for filters of 3 x 3 and stride 1.
 
@@ -1775,7 +1988,7 @@ def winograd_backward_input(
     """
     padding = 2 - padding[0], 2 - padding[1]
     no_bias = planes[:0]
-    _winograd(grad_out, no_bias, planes, padding, grad_x, line, input_planes, output_planes, tables)
+    _winograd(grad_out, no_bias, planes, padding, grad_x, line, input_planes, output_planes)
 
 
 @njit
@@ -1787,14 +2000,9 @@ def _output_planes(grad_out, first, tiles, line, planes):
         n, top, left = _tile_corner(first + tile, extents)
         for k in range(0, out_channels, lanes):
             for j in range(4):
-                y0, y1 = (
-                    _pixel(grad_out, n, top, left + j, k),
-                    _pixel(grad_out, n, top + 1, left + j, k),
-                )
-                y2, y3 = (
-                    _pixel(grad_out, n, top + 2, left + j, k),
-                    _pixel(grad_out, n, top + 3, left + j, k),
-                )
+                w = left + j
+                y0, y1 = _pixel(grad_out, n, top, w, k), _pixel(grad_out, n, top + 1, w, k)
+                y2, y3 = _pixel(grad_out, n, top + 2, w, k), _pixel(grad_out, n, top + 3, w, k)
                 _put(line, j * lanes, 4 * lanes, _grad_planes(y0, y1, y2, y3))
             strip = k - k % (COLUMNS * lanes)
             at = strip * tiles + tile * _pitch(out_channels - strip, grad_out) + k - strip
@@ -1856,15 +2064,39 @@ def winograd_backward_weight(
 # notes where in its window it was found, r kernel_size[1] + s, as a number of x's own dtype: so
 # one vector compares values and another carries their places.
 #
-# A strip of channels slides over a row of windows: what belongs to the strip, its masks above all,
-# is made once. It is two vectors wide, since most processors fetch lines of memory in pairs. With 6
-# channels most of its lanes are idle: then the pixels, not the bytes, take the time.
+# A strip of channels slides over a row of windows. It is two vectors wide, since most processors
+# fetch lines of memory in pairs. Where one vector holds all channels the other takes the next
+# window, if all windows lie inside the image and fall into pairs.
 
 
 @njit
 def _inside(first, kernel, extent):
     """Return the range of window rows that lie in the image, for a window from row `first` on."""
     return max(-first, 0), min(kernel, extent - first)
+
+
+@njit
+def _second(x, c, windows, stride, padding):
+    """Return how many channels the second vector has, and where it lies from the first one on, in
+    images and in outputs; and how many windows both of them take.
+    """
+    channels, lanes = x.shape[3], simd.lanes(x)
+    if channels <= lanes and windows % 2 == 0 and padding == 0:
+        return channels, stride * channels, channels, 2
+    return channels - c - lanes, lanes, lanes, 1
+
+
+@njit
+def _load_both(x, i, n0, apart, n1):
+    """Load `n0` elements of the vector at i and `n1` of the one `apart` from it."""
+    return simd.load(x, i, n0), simd.load(x, i + apart, n1)
+
+
+@njit
+def _store_both(x, i, n0, apart, n1, a, b):
+    """Store `n0` elements of the vector at i and `n1` of the one `apart` from it."""
+    simd.store(x, i, a, n0)
+    simd.store(x, i + apart, b, n1)
 
 
 @njit
@@ -1880,16 +2112,17 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
             top, bottom = _inside(h, kernel_size[0], height)
             for c in range(0, channels, 2 * simd.lanes(x)):
                 count = channels - c
-                for j in range(columns):
+                more, apart, apart_out, step = _second(x, c, columns, stride[1], padding[1])
+                for j in range(0, columns, step):
                     w = j * stride[1] - padding[1]
                     left, right = _inside(w, kernel_size[1], width)
                     at = ((n * height + h + top) * width + w + left) * channels + c
-                    b0, b1 = _load2(x, at, count)
+                    b0, b1 = _load_both(x, at, count, apart, more)
                     start = p0 = p1 = simd.splat(top * kernel_size[1] + left, x)
                     for _ in range(top, bottom):
                         here = start
                         for pixel in range(at, at + (right - left) * channels, channels):
-                            v0, v1 = _load2(x, pixel, count)
+                            v0, v1 = _load_both(x, pixel, count, apart, more)
                             w0, w1 = _greater(v0, b0), _greater(v1, b1)
                             b0, b1 = simd.where(w0, v0, b0), simd.where(w1, v1, b1)
                             p0, p1 = simd.where(w0, here, p0), simd.where(w1, here, p1)
@@ -1897,8 +2130,8 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
                         at += width * channels
                         start = start + kernel_size[1]
                     to = ((n * rows + i) * columns + j) * channels + c
-                    _store2(out, to, count, b0, b1)
-                    _store2(index, to, count, p0, p1)
+                    _store_both(out, to, count, apart_out, more, b0, b1)
+                    _store_both(index, to, count, apart_out, more, p0, p1)
 
 
 @njit
@@ -1927,11 +2160,13 @@ def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
             top, bottom = _inside(h, kernel_size[0], height)
             for c in range(0, channels, 2 * simd.lanes(grad_x)):
                 count = channels - c
-                for j in range(columns):
+                more, apart, apart_out, step = _second(grad_x, c, columns, stride[1], padding[1])
+                for j in range(0, columns, step):
                     w = j * stride[1] - padding[1]
                     left, right = _inside(w, kernel_size[1], width)
                     at = ((n * rows + i) * columns + j) * channels + c
-                    (g0, g1), (p0, p1) = _load2(grad_out, at, count), _load2(index, at, count)
+                    g0, g1 = _load_both(grad_out, at, count, apart_out, more)
+                    p0, p1 = _load_both(index, at, count, apart_out, more)
                     to = ((n * height + h + top) * width + w + left) * channels + c
                     start = simd.splat(top * kernel_size[1] + left, grad_x)
                     for _ in range(top, bottom):
@@ -1940,9 +2175,9 @@ def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
                             s0 = simd.where(p0 == here, g0, zero)
                             s1 = simd.where(p1 == here, g1, zero)
                             if not alone:
-                                x0, x1 = _load2(grad_x, pixel, count)
+                                x0, x1 = _load_both(grad_x, pixel, count, apart, more)
                                 s0, s1 = s0 + x0, s1 + x1
-                            _store2(grad_x, pixel, count, s0, s1)
+                            _store_both(grad_x, pixel, count, apart, more, s0, s1)
                             here = here + 1
                         to += width * channels
                         start = start + kernel_size[1]

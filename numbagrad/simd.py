@@ -455,6 +455,31 @@ def tile_transpose(acc):
     return acc.T.copy()
 
 
+def tile_load_turned(acc, x, start, step, count, width):
+    """Return the tile filled by columns, ``acc[r, j] = x[start + j step + r]``, r < ``width``.
+
+    Rows from ``width`` on are zero; columns past ``count`` repeat the last. The tile is one vector
+    wide.
+    """
+    acc = np.zeros_like(acc)
+    width = min(width, len(acc))
+    for column in range(acc.shape[1]):
+        at = start + min(column, count - 1) * step
+        acc[:width, column] = x.reshape(-1)[at : at + width]
+    return acc
+
+
+def tile_store_turned(acc, x, table, i, start, width):
+    """Write the tile by columns, ``x[start + table[i + j] + r] = acc[r, j]``, r < ``width``.
+
+    Columns are written from the last to the first: of two that share a place the first stays.
+    """
+    width = min(width, len(acc))
+    for column in range(acc.shape[1] - 1, -1, -1):
+        at = start + table[i + column]
+        x.reshape(-1)[at : at + width] = acc[:width, column]
+
+
 _float32 = formulas.bind(globals(), jit.njit, formulas.FLOAT32_FUNCTIONS)
 
 
@@ -1385,6 +1410,34 @@ def _sums_of_lanes(builder: ir.IRBuilder, vectors: list[ir.Value]) -> list[ir.Va
     return sums
 
 
+def _transposed(builder: ir.IRBuilder, rows: list[ir.Value], halves: list[int]) -> list[ir.Value]:
+    """Turn a square of vectors: ever other off-diagonal blocks are swapped, of `halves` rows.
+
+    Each round shuffles pairs of rows. The order of the rounds is free. With rows that are missing
+    (None) it is best to begin with small blocks, with results that nobody wants with large ones:
+    then most of the shuffles are left out.
+    """
+    count = len(rows)
+    undefined = ir.Constant(next(row.type for row in rows if row is not None), ir.Undefined)
+    rows = list(rows)
+    for half in halves:
+        low = [lane if not lane & half else count + lane - half for lane in range(count)]
+        high = [lane + half if not lane & half else count + lane for lane in range(count)]
+        for row in range(count):
+            pair = rows[row], rows[row ^ half]
+            if row & half or pair == (None, None):
+                continue
+            upper, lower = (undefined if value is None else value for value in pair)
+            for place, lanes_taken in ((row, low), (row + half, high)):
+                index = ir.Constant(ir.VectorType(_I32, count), lanes_taken)
+                rows[place] = builder.shuffle_vector(upper, lower, index)
+    return rows
+
+
+def _halves(count: int) -> list[int]:
+    return [1 << bit for bit in range(count.bit_length() - 1)]
+
+
 @_typed(tile_transpose)
 def _(acc):
     square = isinstance(acc, Tile) and acc.columns == 1 and acc.rows == acc.vector.count
@@ -1393,18 +1446,77 @@ def _(acc):
 
 @_coded(tile_transpose)
 def _(context, builder, sig, args):
-    # Swap ever larger off-diagonal blocks: log2(count) rounds of shuffles of two rows.
     acc, count = args[0], sig.return_type.rows
-    half = 1
-    while half < count:
-        low = [lane if not lane & half else count + lane - half for lane in range(count)]
-        high = [lane + half if not lane & half else count + lane for lane in range(count)]
-        for row in range(count):
-            if row & half:
-                continue
-            upper, lower = (builder.extract_value(acc, k) for k in (row, row + half))
-            for place, lanes_taken in ((row, low), (row + half, high)):
-                index = ir.Constant(ir.VectorType(_I32, count), lanes_taken)
-                acc = builder.insert_value(acc, builder.shuffle_vector(upper, lower, index), place)
-        half *= 2
+    rows = [builder.extract_value(acc, row) for row in range(count)]
+    for row, value in enumerate(_transposed(builder, rows, _halves(count))):
+        acc = builder.insert_value(acc, value, row)
     return acc
+
+
+@_typed(tile_load_turned)
+def _(acc, x, start, step, count, width):
+    fits = isinstance(acc, Tile) and _is_array(x) and x.dtype == acc.vector.dtype
+    return acc if fits and acc.columns == 1 else None
+
+
+@_coded(tile_load_turned)
+def _(context, builder, sig, args):
+    kind, acc = sig.return_type, args[0]
+    start, step, count, width = _integers(context, builder, sig, args, 2, 3, 4, 5)
+    lanes = kind.vector.count
+    for first in range(0, kind.rows, lanes):  # as many rows as a vector holds
+        rows = min(lanes, kind.rows - first)
+        vectors = []
+        for lane in range(lanes):
+            at = builder.add(start, builder.mul(_clamped(builder, lane, count), step))
+            at, left = _plus(builder, at, first), _plus(builder, width, -first)
+            left = _least(builder, left, rows)
+            vectors += _row_of(context, builder, sig.args[1], args[1], at, left, kind)
+        turned = _transposed(builder, vectors, _halves(lanes)[::-1])
+        for row in range(rows):
+            acc = builder.insert_value(acc, turned[row], first + row)
+    return acc
+
+
+@_typed(tile_store_turned)
+def _(acc, x, table, i, start, width):
+    fits = isinstance(acc, Tile) and _is_array(x, table) and x.dtype == acc.vector.dtype
+    return types.none if fits and table.dtype == types.int64 else None
+
+
+@_coded(tile_store_turned)
+def _(context, builder, sig, args):
+    kind = sig.args[0]
+    vector, align = _llvm_vector(kind.vector), kind.vector.dtype.bitwidth // 8
+    i, start, width = _integers(context, builder, sig, args, 3, 4, 5)
+    lanes = vector.count
+    blocks = [(k, min(lanes, kind.rows - k)) for k in range(0, kind.rows, lanes)]
+    masks = [
+        _first_lanes(builder, _least(builder, _plus(builder, width, -k), rows), lanes)
+        for k, rows in blocks
+    ]
+    for column in range(kind.columns - 1, -1, -1):
+        turned = []
+        for first, rows in blocks:
+            numbers = [(first + row) * kind.columns + column for row in range(rows)]
+            vectors = [builder.extract_value(args[0], number) for number in numbers]
+            turned.append(_transposed(builder, vectors + [None] * (lanes - rows), _halves(lanes)))
+        for lane in range(lanes - 1, -1, -1):
+            at = _plus(builder, i, column * lanes + lane)
+            entry = _address(context, builder, sig.args[2], args[2], at, types.intp)
+            place = builder.add(start, builder.load(entry))
+            for (first, _), mask, vectors in zip(blocks, masks, turned, strict=True):
+                at = _plus(builder, place, first)
+                pointer = _address(context, builder, sig.args[1], args[1], at, types.intp)
+                pointer = _vector_pointer(builder, pointer, vector.element, lanes)
+                _masked_store(builder, vectors[lane], pointer, mask, align)
+    return context.get_dummy_value()
+
+
+def _plus(builder: ir.IRBuilder, value: ir.Value, number: int) -> ir.Value:
+    return builder.add(value, ir.Constant(_I64, number))
+
+
+def _least(builder: ir.IRBuilder, value: ir.Value, number: int) -> ir.Value:
+    most = ir.Constant(_I64, number)
+    return builder.select(builder.icmp_signed("<", value, most), value, most)

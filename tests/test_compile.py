@@ -111,6 +111,40 @@ def counted(function):
     return ng.compile(run), runs
 
 
+def test_what_changes_no_value_is_not_computed():
+    one, zero = ng.asarray(1.0), ng.asarray(0.0)
+
+    @ng.compile
+    def f(x, c):
+        y = ng.exp(x)
+        z = -y * 1.0
+        z = -z / 1.0 - 0.0
+        z = ng.maximum(1.0 * z, z) ** 1.0
+        return ng.where(c, z, z) * one - zero
+
+    x = ng.asarray(np.arange(12, dtype=np.float32).reshape(3, 4))
+    c = ng.asarray(np.eye(3, 4, dtype=bool))
+    np.testing.assert_array_equal(f(x, c).numpy(), ng.exp(x).numpy())
+    assert [node.name for node in f._compiled().plan.nodes] == ["exp"]
+    one[...] = 2.0  # another value at the next call
+    np.testing.assert_array_equal(f(x, c).numpy(), (ng.exp(x) * 2.0).numpy())
+
+
+def test_what_may_change_a_value_is_computed():
+    @ng.compile
+    def f(x):
+        y = x * 2.0
+        return y + 0.0, y * ng.asarray([[1.0], [1.0]]), x * 1.0, y - (-0.0)
+
+    x = ng.asarray([[-0.0, 3.0]])
+    total, broadcast, product, difference = f(x)
+    assert not np.signbit(total.numpy()).any()
+    assert not np.signbit(difference.numpy()).any()
+    assert broadcast.shape == (2, 2)
+    product[0, 0] = 5.0
+    assert x.tolist() == [[-0.0, 3.0]]
+
+
 def test_compiles_once_for_each_kind_of_arguments():
     double, runs = counted(lambda x, times=2: x * times)
     x = ng.asarray([1.0, 2.0])

@@ -103,6 +103,14 @@ def test_any_window(drawn):
     check_against_loops(*drawn)
 
 
+@given(windows())
+def test_any_window_in_planes(drawn):
+    """Few channels or many, float64 too, on every processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "_in_planes", lambda columns, itemsize, way: way == "tiles")
+        check_against_loops(*drawn)
+
+
 @st.composite
 def winograds(draw):
     """Return what Winograd's algorithm is for."""
@@ -123,7 +131,8 @@ def test_any_winograd(drawn):
 WAYS = {
     "tiles": ((40, 13, 14, 8), (3, 3, 8, 20), {"padding": 1}),
     "tiles, strided": ((40, 13, 14, 8), (3, 3, 8, 20), {"padding": 1, "stride": 2}),
-    "tiles, in groups": ((40, 13, 14, 8), (3, 3, 4, 20), {"padding": 1, "groups": 2}),
+    "tiles, few channels": ((40, 13, 14, 3), (5, 5, 3, 5), {"padding": 2}),
+    "groups": ((40, 13, 14, 8), (3, 3, 4, 20), {"padding": 1, "groups": 2}),
     "depthwise": ((40, 13, 14, 24), (3, 3, 1, 24), {"padding": 1, "groups": 24}),
     "winograd": ((20, 13, 14, 16), (3, 3, 16, 20), {"padding": 1}),
 }

@@ -347,10 +347,10 @@ print(count)
 """
 
 
-def start(cache, program):
+def start(cache, program, *arguments):
     environment = os.environ | {"NUMBAGRAD_CACHE_DIR": str(cache)}
-    return subprocess.Popen([sys.executable, "-c", program], env=environment, text=True,
-                            stdout=subprocess.PIPE)  # fmt: skip
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
 
 
 def test_processes(cache):
@@ -361,6 +361,32 @@ def test_processes(cache):
     assert not [path for path in cache.iterdir() if path.suffix != ".nbc"]
     later = start(cache, WORK)
     assert later.communicate()[0] == "0\n"  # compiles nothing
+
+
+CLOSURES = """
+import sys
+from numbagrad.jit import njit
+
+def scaled(by):
+    @njit
+    def inner(x):
+        return x * by
+    return inner
+
+two, three = scaled(2), scaled(3)
+
+@njit
+def both(x):
+    return two(x) + 10 * three(x)
+
+print({"two": two, "three": three, "both": both}[sys.argv[1]](1))
+"""
+
+
+def test_closures_of_one_name_from_several_processes(cache):
+    for name, value in {"two": 2, "three": 3, "both": 32}.items():  # the last one loads the others
+        process = start(cache, CLOSURES, name)
+        assert process.communicate()[0] == f"{value}\n"
 
 
 # ------------------------------------------------------------------ messages

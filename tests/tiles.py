@@ -68,7 +68,23 @@ def kernels_of(rows, columns):
         to = simd.tile_rows(acc, places, i, count)
         simd.tile_store_sums(acc, out, to, AT, count, width)
 
-    return product, lanewise, all_of_it, dots
+    @njit
+    def turned(x, start, step, count, width, places, i, out):
+        """out[places[i + j]] = x[start + j step]: `count` columns of `width`, vector by vector."""
+        here = simd.tile_steps(simd.tile(out, rows, 1), 0, columns * simd.lanes(out), rows)
+        room = np.zeros(rows * columns * simd.lanes(out), out.dtype)
+        for j in range(0, columns * simd.lanes(out), simd.lanes(out)):
+            acc = simd.tile(out, rows, 1)
+            acc = simd.tile_load_turned(acc, x, start + j * step, step, count - j, width)
+            simd.tile_store(acc, room, here, j, rows, simd.lanes(out))
+        acc = simd.tile_load(
+            simd.tile(out, rows, columns), room,
+            simd.tile_steps(simd.tile(out, rows, columns), 0, columns * simd.lanes(out), rows),
+            0, rows, columns * simd.lanes(out),
+        )  # fmt: skip
+        simd.tile_store_turned(acc, out, places, i, AT, width)
+
+    return product, lanewise, all_of_it, dots, turned
 
 
 @njit
@@ -112,8 +128,16 @@ def require_equal(result, expected):
 
 def check_tiles(dtype, rows, columns):
     """Check tiles filled to every number of rows and columns."""
-    product, lanewise, all_of_it, dots = kernels_of(rows, columns)
+    product, lanewise, all_of_it, dots, turned = kernels_of(rows, columns)
     most = columns * lanes(dtype)
+    for width in range(1, rows + 1):
+        x, places = normal(dtype, most, width), scattered(most, width)
+        places[1::3] = places[:-1:3]  # shared with the one before, which is the one that stays
+        (to, i), steps = table(places), np.arange(most, dtype=np.int64) * (width + 1)
+        out = filled(places, np.full_like(x, np.nan), UNTOUCHED)
+        turned(filled(steps, x, np.nan), AT, width + 1, most, width, to, i, out)
+        x[1::3] = x[:-1:3]
+        require_equal(out, filled(places, x, UNTOUCHED))
     for count in range(1, rows + 1):
         for width in range(1, columns + 1):
             for terms in range(1, lanes(dtype) + 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import operator
 import threading
 import types as pytypes
 from collections.abc import Callable, Iterator, Sequence
@@ -152,9 +153,9 @@ class CompiledFunction:
 
     def _key(self, shape: Any, arrays: list[Array], objects: list[Any]) -> tuple:
         """Return all that a trace depends on, but for what a variant itself looks at."""
-        marks = self._surroundings.marks(objects)
+        mark = self._surroundings.mark(objects)
         specs = [x.spec for x in arrays]
-        return shape, marks, dispatch.state.recording, get_winograd(), *specs
+        return shape, mark, dispatch.state.recording, get_winograd(), *specs
 
     def _add_variant(self, shape, args, kwargs, arrays, objects) -> Executable | Trace:
         if len(self._variants) >= MAX_VARIANTS:  # each holds memory
@@ -399,6 +400,8 @@ class Surroundings:
         self._watched: list[Any] | None = None
         self._ignored: set[int] = set()
         self._held: list[list[Any]] = []  # so that no other object takes an id
+        self._numbers: dict[tuple, int] = {}  # of all marks that were seen
+        self._last: _Look | None = None
 
     @contextlib.contextmanager
     def changed_by_tracing(self) -> Iterator[None]:
@@ -413,10 +416,11 @@ class Surroundings:
             if _mark_of(holder) != mark:
                 self._ignored.add(key)
         found = _holders(self.function)
+        self._last = None
         self._watched = [holder for holder in found if id(holder) not in self._ignored]
         self._held.append(found)
 
-    def marks(self, objects: list[Any]) -> tuple:
+    def mark(self, objects: list[Any]) -> int:
         """Return a key that differs when something watched does.
 
         Parameters
@@ -424,13 +428,50 @@ class Surroundings:
         objects
             Arguments that are no arrays and no plain values: they are watched, too.
         """
+        last = self._last
+        if last is not None and last.is_the_same(objects):
+            return last.mark
         if self._watched is None:
             self._watched = _holders(self.function)
             self._held.append(self._watched)
-        marks = [_mark_of(holder) for holder in self._watched]
-        for value in objects:
-            marks += [_mark_of(holder) for holder in _holders(value)]
-        return tuple(marks)
+        holders = [*self._watched, *(found for value in objects for found in _holders(value))]
+        look = _Look(objects, holders)
+        marks = tuple(map(_mark_of, holders))
+        look.mark = self._numbers.setdefault(marks, len(self._numbers))
+        self._last = look
+        return look.mark
+
+
+class _Look:
+    """What holders held at a call: at the next one it is mostly the very same, seen at a glance."""
+
+    mark: int
+
+    def __init__(self, objects: list[Any], holders: list[Any]):
+        self.objects = objects
+        self.held = [(holder, _held_by(holder)) for holder in holders]
+        self.arrays = [x for _, values in self.held for x in values if isinstance(x, Array)]
+        self.need_gradients = [x.requires_grad for x in self.arrays]
+
+    def is_the_same(self, objects: list[Any]) -> bool:
+        return (
+            _are_the_same(objects, self.objects)
+            and [x.requires_grad for x in self.arrays] == self.need_gradients
+            and all([_are_the_same(_held_by(holder), values) for holder, values in self.held])
+        )
+
+
+def _are_the_same(values: list[Any], others: list[Any]) -> bool:
+    return len(values) == len(others) and all(map(operator.is_, values, others))
+
+
+def _held_by(holder: Any) -> list[Any]:
+    """Return what a function, a list, a dict or an object holds now."""
+    if isinstance(holder, pytypes.FunctionType):
+        return _around(holder)
+    if isinstance(holder, list):
+        return holder[:]
+    return [*(holder if isinstance(holder, dict) else holder.__dict__).values()]
 
 
 def _holders(value: Any) -> list[Any]:
@@ -448,14 +489,6 @@ def _holders(value: Any) -> list[Any]:
 
 def _mark_of(holder: Any) -> tuple:
     """Return a key of what something holds: plain values as they are, others by their identity."""
-    if isinstance(holder, pytypes.FunctionType):
-        values = _around(holder)
-    elif isinstance(holder, dict):
-        values = holder.values()
-    elif isinstance(holder, list):
-        values = holder
-    else:
-        values = holder.__dict__.values()
     return tuple(
         [
             (kind, x)
@@ -463,7 +496,7 @@ def _mark_of(holder: Any) -> tuple:
             else (id(x), x.requires_grad)
             if isinstance(x, Array)
             else id(x)
-            for x in values
+            for x in _held_by(holder)
         ]
     )
 

@@ -1,16 +1,22 @@
-"""Clean a trace up: fold what is constant, compute nothing twice, nothing that nobody reads."""
+"""Clean a trace up: fold what is constant, compute nothing twice, nothing that nobody reads.
+
+What changes no value goes, too: ``x * 1``, ``-(-x)``. The rules hold for every ``x``, infinite and
+undefined ones and the sign of zero included; so ``x + 0`` stays, which makes 0 of -0.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from .. import dispatch
-from ..array import Array, State
+from ..array import Array, Spec, State
 from ..dispatch import apply
 from .trace import Equation, Operand, Trace, Variable, map_leaves
 
 FOLDED_BYTES = 2**16  # a folded constant takes no more
+NEUTRAL = {"multiply": 1.0, "divide": 1.0, "subtract": 0.0, "pow": 1.0}  # as second operands
 
 
 def simplify(trace: Trace) -> tuple[list[Equation], list[Array]]:
@@ -31,6 +37,7 @@ def _distinct(trace: Trace, folded: list[Array]) -> list[Equation]:
     same: dict[int, Operand] = {}  # a value's number -> what stands for it
     versions: dict[int, int] = {}  # how often a state has been written
     known: dict[Any, tuple[int, ...]] = {}
+    made: dict[int, tuple[Equation, Spec]] = {}  # a value's number: where it comes from
     kept: list[Equation] = []
 
     def standing(operand: Operand) -> Operand:
@@ -51,12 +58,18 @@ def _distinct(trace: Trace, folded: list[Array]) -> list[Equation]:
             for number, array in zip(equation.outputs, _evaluated(equation), strict=True):
                 same[number] = array
             continue
+        number = _repeated(equation, made, folded)
+        if number is not None and made[number][1] == equation.specs[0]:
+            same[equation.outputs[0]] = Variable(number)
+            continue
         key = _key(equation, versions)
         if key in known:
             for number, first in zip(equation.outputs, known[key], strict=True):
                 same[number] = Variable(first)
             continue
         known[key] = equation.outputs
+        for number, spec in zip(equation.outputs, equation.specs, strict=True):
+            made[number] = equation, spec
         kept.append(equation)
     trace.result = map_leaves(trace.result, standing)
     trace.gradients = [(leaf, v and standing(v)) for leaf, v in trace.gradients]
@@ -78,6 +91,43 @@ def _evaluated(equation: Equation) -> tuple[Array, ...]:
     finally:
         dispatch.state.recording = before
     return out if isinstance(out, tuple) else (out,)
+
+
+def _repeated(
+    equation: Equation, made: dict[int, tuple[Equation, Spec]], folded: list[Array]
+) -> int | None:
+    """Return the value that an equation repeats, if there is one, by its number.
+
+    Only what another equation computes: an argument's result is another array than the argument.
+    """
+    name, inputs = equation.op.name, equation.inputs
+    operand: Operand | None = None
+    if name in NEUTRAL:
+        x, y = inputs
+        if name == "multiply" and _is_number(x, NEUTRAL[name]):
+            x, y = y, x
+        if _is_number(y, NEUTRAL[name]):
+            operand = x
+            folded.append(y)
+    elif name in ("maximum", "minimum", "where") and _number(inputs[-1]) == _number(inputs[-2]):
+        operand = inputs[-1]
+    elif name == "negative" and _number(inputs[0]) in made:
+        before, _ = made[_number(inputs[0])]
+        operand = before.inputs[0] if before.op is equation.op else None
+    number = _number(operand)
+    return number if number in made else None
+
+
+def _number(operand: Operand | None) -> int | None:
+    return operand.number if isinstance(operand, Variable) else None
+
+
+def _is_number(x: Operand, value: float) -> bool:
+    """Return whether an operand is this number, and will be at every call."""
+    if not isinstance(x, Array) or isinstance(x, State) or x.size != 1:
+        return False
+    number = float(x.numpy().item())
+    return number == value and math.copysign(1.0, number) == 1.0
 
 
 def _key(equation: Equation, versions: dict[int, int]) -> tuple:

@@ -11,7 +11,7 @@ import numpy as np
 from ..array import FLOATS, Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
-from ..kernels_cpu import BLOCK_PIXELS, PLANES
+from ..kernels_cpu import BLOCK_PIXELS, FULL_ROWS, PLANES, SUMS
 from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
 from .elementwise import as_ints, require_arrays, require_float
 from .linalg import nothing, strip_width
@@ -139,6 +139,8 @@ def _forward(x, weight, bias, **window) -> Array:
     way = _way(x.shape, weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
         return apply(_DEPTHWISE, x, weight, bias, none, **window)
+    if _in_planes(weight.shape[3], weight.dtype.itemsize, way):
+        return apply(_PLANAR, x, weight, bias, none, **window)
     strips = apply(_BANK, weight, groups=window["groups"])
     if way == "winograd":
         planes = apply(_WINOGRAD_BANK, strips, depth=weight.shape[2], columns=weight.shape[3])
@@ -154,9 +156,8 @@ def _backward_input(grad_out, weight, extents, **window) -> Array:
     way = _way((grad_out.shape[0], *extents, channels), weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
         return apply(_DEPTHWISE_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
-    lanes = strip_width(1, weight.dtype.itemsize)
-    if way == "tiles" and window["groups"] == 1 and _sums_over_outputs(weight.shape, lanes):
-        return apply(_FEW_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
+    if _in_planes(channels, weight.dtype.itemsize, way) and _can_be_turned(weight.shape, **window):
+        return apply(_PLANAR_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
     turning = {name: window[name] for name in ("stride", "dilation", "groups")}
     strips = apply(_BANK_TURNED, weight, **turning)
     if way == "winograd":
@@ -174,18 +175,25 @@ def _backward_weight(x, grad_out, kernel_size, **window) -> Array:
             op = _DEPTHWISE_BACKWARD_WEIGHT
         elif way == "winograd":
             op = _WINOGRAD_BACKWARD_WEIGHT
+        elif _in_planes(weight[3], x.dtype.itemsize, way):
+            op = _PLANAR_BACKWARD_WEIGHT
     return apply(op, x, grad_out, kernel_size=kernel_size, **window)
 
 
-def _sums_over_outputs(weight: tuple[int, ...], lanes: int) -> bool:
-    """Return whether a filter has so few input channels that sums over vectors of k are quicker.
+def _in_planes(columns: int, itemsize: int, way: str) -> bool:
+    """Return whether so few channels come out that vectors of pixels are quicker than of channels.
 
-    A tile of c takes a step for each tap and k. Sums over k take one for each tap, c and vector of
-    k, and as much as eight for adding up the lanes.
+    A tile of pixels holds TILE_ROWS channels, a vector of channels as many as it has lanes. Taking
+    images apart costs time too: it pays with twice as many lanes.
     """
-    *kernel, depth, columns = weight
-    taps = size_of(kernel)
-    return depth < lanes and depth * (taps * -(-columns // lanes) + 8) < taps * columns
+    lanes = strip_width(1, itemsize)
+    return way == "tiles" and columns <= TILE_ROWS and lanes >= 2 * TILE_ROWS
+
+
+def _can_be_turned(weight, *, stride, padding, dilation, groups) -> bool:
+    """Return whether the gradient of the input is a plain convolution by the filter upside down."""
+    reach = [(k - 1) * d for k, d in zip(weight, dilation, strict=False)]
+    return stride == (1, 1) and padding[0] <= reach[0] and padding[1] <= reach[1]
 
 
 @lru_cache(maxsize=1024)
@@ -193,12 +201,12 @@ def _way(x: tuple, weight: tuple, *, stride, padding, dilation, groups, allowed:
     """Return how the CPU convolves arrays of these shapes: the fastest way.
 
     ``"depthwise"`` where every channel has one filter of its own; ``"winograd"`` for 3 x 3 filters,
-    if ``allowed``, where its savings are larger than its work on inputs and outputs; ``"tiles"``
-    for all the rest.
+    if ``allowed``, where its savings are larger than its work on inputs and outputs; ``"groups"``
+    where there are some; ``"tiles"`` for all the rest.
     """
-    if weight[2] == 1 and weight[3] == groups > 1:
-        return "depthwise"
-    plain = stride == dilation == (1, 1) and groups == 1 and max(padding) <= 2
+    if groups > 1:
+        return "depthwise" if weight[2] == 1 and weight[3] == groups else "groups"
+    plain = stride == dilation == (1, 1) and max(padding) <= 2
     if not allowed or weight[:2] != (3, 3) or not plain or min(weight) < 3:
         return "tiles"
     *_, depth, columns = weight
@@ -326,6 +334,56 @@ def _depthwise_backward_weight_workspace(call: Call):
     return [_padded(call), *_pixel_tables(call, call.kernel_size)]
 
 
+PLANAR_PIXELS = 512  # of a plane at least, so that there are whole tiles
+
+
+def _plane_extents(call: Call) -> tuple[int, int, int, int]:
+    """Return how many images a plane holds, rows and pixels of a row of each, and phases."""
+    if "extents" in call.params:
+        kernel, shape, stride = call.inputs[1].shape[:2], call.outputs[0].shape, (1, 1)
+        sides = zip(shape[1:3], kernel, call.dilation, strict=True)
+        rows, pitch = (extent + (k - 1) * d for extent, k, d in sides)
+    else:
+        shape, stride = call.inputs[0].shape, call.stride
+        sides = zip(shape[1:3], call.padding, stride, strict=True)
+        rows, pitch = (-(-(extent + 2 * p) // s) for extent, p, s in sides)
+    images = max(1, min(shape[0], PLANAR_PIXELS // max(rows * pitch, 1)))
+    return images, rows, pitch, stride[0] * stride[1]
+
+
+def _planes(call: Call, channels: int):
+    """Room for planes; each has as much as a tile at its end, so that the last tile is whole."""
+    images, rows, pitch, _ = _plane_extents(call)
+    dtype = call.inputs[0].dtype
+    return (channels, images * rows * pitch + _tile_pixels(dtype)), dtype
+
+
+def _tile_pixels(dtype: np.dtype) -> int:
+    return strip_width(1, dtype.itemsize) * TILE_COLUMNS
+
+
+def _planar_workspace(call: Call):
+    """Room for planes, for the places of their pixels, for a filter's taps and some ones."""
+    x, weight = call.inputs[:2]
+    planes = _planes(call, x.shape[3] * _plane_extents(call)[3])
+    summed = 3 if "extents" in call.params else 2  # over k, or over c
+    terms = size_of(weight.shape[:2]) * weight.shape[summed]
+    places, ones = (planes[0][1],), (_tile_pixels(x.dtype),)
+    return [planes, (places, np.int64), ((2, terms), np.int64), (ones, x.dtype)]
+
+
+def _planar_backward_weight_workspace(call: Call):
+    """Room for planes of both operands, for a vector of sums for each weight, and for tables."""
+    x, grad_weight = call.inputs[0], call.outputs[0]
+    rows, columns = size_of(grad_weight.shape[:3]), -(-grad_weight.shape[3] // SUMS) * SUMS
+    return [
+        _planes(call, x.shape[3] * _plane_extents(call)[3]),
+        _planes(call, columns),
+        ((rows * columns * strip_width(1, x.dtype.itemsize),), x.dtype),
+        ((3, rows), np.int64),
+    ]
+
+
 # A bank is an op of its own, so that shards, and a compiled step's chunks, share one.
 
 
@@ -378,7 +436,7 @@ _BANK_TURNED = register(
 
 # Winograd's kernels take some tiles of 4 x 4 outputs at a time.
 
-WINOGRAD_BYTES = 2**19  # of the planes of these tiles: they stay in a core's own cache
+WINOGRAD_BYTES = 3 * 2**17  # of the planes of these tiles: they stay in a core's own cache
 
 
 def _tiles_of(extents: Pair) -> int:
@@ -397,7 +455,8 @@ def _winograd_room(call: Call) -> tuple[int, tuple[int, int]]:
     widths = strip_width(channels, itemsize), _strips_width(images.shape[3], itemsize)
     room = WINOGRAD_BYTES // (PLANES * itemsize * (widths[0] + widths[1]))
     total = images.shape[0] * _tiles_of(images.shape[1:3])
-    return max(1, min(max(room, 4 * TILE_ROWS), total)), widths
+    tiles = max(1, min(max(room, 4 * TILE_ROWS), total))
+    return -(-tiles // FULL_ROWS) * FULL_ROWS, widths
 
 
 def _winograd_split(call: Call) -> list[Split]:
@@ -411,12 +470,12 @@ def _winograd_workspace(call: Call):
     dtype, (tiles, widths) = call.outputs[0].dtype, _winograd_room(call)
     vector = strip_width(1, dtype.itemsize)
     # A vector more than needed: planes that lie a power of two apart would share cache lines.
-    sizes, rows = [tiles * width + vector for width in widths], tiles
+    sizes, tables = [tiles * width + vector for width in widths], []
     if "kernel_size" in call.params:
         sizes.append(widths[0] * widths[1] + vector)  # the planes of the gradient
-        rows = widths[0]
+        tables.append(((3, widths[0]), np.int64))
     planes = [((PLANES, size), dtype) for size in sizes]
-    return [((PLANES * vector,), dtype), *planes, ((3, rows), np.int64)]
+    return [((PLANES * vector,), dtype), *planes, *tables]
 
 
 def _winograd_bank_infer(strips, *, depth, columns):
@@ -481,7 +540,9 @@ _CONV2D = _op("conv2d", "forward", _forward_workspace)
 _BACKWARD_INPUT = _op("conv2d", "backward_input", _backward_input_workspace)
 _BACKWARD_WEIGHT = _op("conv2d", "backward_weight", _backward_weight_workspace)
 
-_FEW_BACKWARD_INPUT = _op("few", "backward_input", _backward_input_workspace)
+_PLANAR = _op("planar", "forward", _planar_workspace)
+_PLANAR_BACKWARD_INPUT = _op("planar", "backward_input", _planar_workspace)
+_PLANAR_BACKWARD_WEIGHT = _op("planar", "backward_weight", _planar_backward_weight_workspace)
 
 _DEPTHWISE = _op("depthwise", "forward", _forward_workspace)
 _DEPTHWISE_BACKWARD_INPUT = _op("depthwise", "backward_input", _backward_input_workspace)
