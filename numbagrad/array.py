@@ -93,13 +93,13 @@ class Array:
     def grad(self) -> Array | None:
         """What ``backward()`` added up for this array."""
         if staging.trace is not None:
-            staging.trace.note_grad(self)
+            staging.trace.note_grad(self, is_read=True)
         return self._grad
 
     @grad.setter
     def grad(self, value: Array | None) -> None:
         if staging.trace is not None:
-            staging.trace.note_grad(self)
+            staging.trace.note_grad(self, is_read=False)
         self._grad = value
 
     # ------------------------------------------------------------- what it is

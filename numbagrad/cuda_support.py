@@ -501,7 +501,7 @@ def reshape(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
     """View a contiguous device array in another shape of the same size; nothing is copied."""
     if math.prod(shape) != array.size:
         raise ValueError(f"cannot reshape {tuple(array.shape)} to {tuple(shape)}")
-    return array.reshape(shape) if SIMULATOR else _view(array, shape, array.gpu_data)
+    return array.reshape(shape) if SIMULATOR else _view(array, shape, array.dtype, array.gpu_data)
 
 
 def slice_rows(array: DeviceArray, lo: int, hi: int) -> DeviceArray:
@@ -511,13 +511,24 @@ def slice_rows(array: DeviceArray, lo: int, hi: int) -> DeviceArray:
     if SIMULATOR:
         return array[lo:hi]
     row = array.dtype.itemsize * math.prod(array.shape[1:])
-    return _view(array, (hi - lo, *array.shape[1:]), array.gpu_data.view(lo * row, hi * row))
+    memory = array.gpu_data.view(lo * row, hi * row)
+    return _view(array, (hi - lo, *array.shape[1:]), array.dtype, memory)
 
 
-def _view(array: DeviceArray, shape: tuple[int, ...], memory: Any) -> DeviceArray:
+def carve(memory: DeviceArray, start: int, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
+    """View what lies at byte number ``start`` of an array of uint8; nothing is copied."""
+    stop = start + dtype.itemsize * math.prod(shape)
+    if not 0 <= start <= stop <= memory.size:
+        raise IndexError(f"bytes {start}:{stop} of {memory.size} bytes")
+    if SIMULATOR:
+        return memory[start:stop].view(dtype).reshape(shape)
+    return _view(memory, shape, dtype, memory.gpu_data.view(start, stop))
+
+
+def _view(array: DeviceArray, shape: tuple[int, ...], dtype: np.dtype, memory: Any) -> DeviceArray:
     # DeviceNDArray's own reshape and slicing go wrong at zero size and lose the stream.
-    strides = tuple(array.dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
-    return DeviceNDArray(shape, strides, array.dtype, stream=array.stream, gpu_data=memory)
+    strides = tuple(dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return DeviceNDArray(shape, strides, dtype, stream=array.stream, gpu_data=memory)
 
 
 def copy(array: DeviceArray, stream: Stream = 0) -> DeviceArray:

@@ -201,8 +201,8 @@ class Workspace:
             _arena.carved.clear()  # nobody should keep the old memory
             _arena.memory = aligned(starts[-1])
         arrays = [
-            _arena.memory[start : start + size].view(dtype).reshape(shape)
-            for start, size, (shape, dtype) in zip(starts, sizes, self.wanted, strict=False)
+            CPU.carve(_arena.memory, start, shape, dtype)
+            for start, (shape, dtype) in zip(starts, self.wanted, strict=False)
         ]
         _arena.carved[self] = arrays
         return arrays
@@ -246,6 +246,12 @@ class CPU:
     def rows(data: np.ndarray, start: int, stop: int) -> np.ndarray:
         """Return rows of the leading axis as a view."""
         return data[start:stop]
+
+    @staticmethod
+    def carve(memory: np.ndarray, start: int, shape: tuple[int, ...], dtype: np.dtype):
+        """Return the array that lies at byte number ``start`` of a buffer of uint8, as a view."""
+        stop = start + math.prod(shape) * dtype.itemsize
+        return memory[start:stop].view(dtype).reshape(shape)
 
     @staticmethod
     def copy(data: np.ndarray) -> np.ndarray:
@@ -323,6 +329,9 @@ class CUDA:
 
     def rows(self, data, start: int, stop: int):
         return self.support.slice_rows(data, start, stop)
+
+    def carve(self, memory, start: int, shape, dtype: np.dtype):
+        return self.support.carve(memory, start, shape, dtype)
 
     def copy(self, data):
         return self.support.copy(data, self.stream)

@@ -385,7 +385,7 @@ def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
     if op.kernel is None:
         return Plan(call, partial(_run_view, op, call))
     views = make_views(op, call)
-    kernel = _find_kernel(op, call.device)
+    kernel = find_kernel(op, call.device)
     wanted = op.workspace(call) if op.workspace else ()
     workspace = tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in wanted)
     shards = None
@@ -395,7 +395,14 @@ def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
     return Plan(call, run, views, kernel, workspace, shards)
 
 
-def _find_kernel(op: Op, device: str) -> Callable:
+def find_kernel(op: Op, device: str) -> Callable:
+    """Return the kernel, or the launcher, of an op on a device.
+
+    Raises
+    ------
+    DeviceError
+        If a user's op has none there.
+    """
     if isinstance(op.kernel, dict):
         kernel = op.kernel.get(device)
         if kernel is None:
@@ -444,7 +451,7 @@ def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
     backend = devices.backend(call.device)
     known = {"Array": Array, "reshape": backend.reshape}  # what the names in the text stand for
     known["refuse"] = partial(_refuse_returned, kernel)
-    known["check"] = partial(_check_flag, op, call)
+    known["check"] = partial(check_flag, op, call)
     if shards:
         known["kernel"] = shards.run
     else:
@@ -510,8 +517,11 @@ def _refuse_returned(kernel: Callable, returned: Any) -> None:
     raise TypeError(RETURNS.format(kernel.__name__, type(returned).__name__))
 
 
-def _check_flag(op: Op, call: Call, inputs: tuple[Array, ...], flag: Any) -> None:
-    """Look whether a kernel found a bad value, or have it looked at later."""
+def check_flag(op: Op, call: Call, inputs: tuple[Array | None, ...], flag: Any) -> None:
+    """Look whether a kernel found a bad value, or have it looked at later.
+
+    Inputs that are floats may be None: see `Op.check`.
+    """
     backend = devices.backend(call.device)
     arrays = tuple(map(_as_now, inputs)) if backend.defers_checks else inputs
     backend.check(partial(_raise_bad_value, op, flag, arrays, call))
@@ -527,9 +537,9 @@ def _require_fitting_targets(op: Op, call: Call, targets: tuple[State, ...]) -> 
             )
 
 
-def _as_now(x: Array) -> Array | None:
+def _as_now(x: Array | None) -> Array | None:
     """Keep what a later check may read: integers, whatever becomes of `x`; floats are let go."""
-    if x.dtype in FLOATS:
+    if x is None or x.dtype in FLOATS:
         return None
     data = devices.backend(x.device).copy(x._data) if isinstance(x, State) else x._data
     return Array(data, x.spec)

@@ -109,6 +109,10 @@ def logical_xor(x, y):
     return x ^ y
 
 
+def chosen(condition, x, y):
+    return where(condition, x, y)
+
+
 # ------------------------------------------------------------- one operand
 
 

@@ -338,6 +338,23 @@ def test_gradients_add_up_over_calls():
     assert weight.grad.tolist() == [1.0, 2.0]
 
 
+def test_gradients_that_are_forgotten_first_do_not_matter():
+    weight, frozen = L.Parameter(np.ones(2, np.float32)), L.Parameter(np.ones(2, np.float32))
+
+    def step(x):
+        weight.grad = frozen.grad = None
+        (x * weight).sum().backward()
+        return x + 1
+
+    compiled, runs = counted(step)
+    for k in range(3):
+        compiled(ng.asarray([1.0, k]))
+        assert weight.grad.tolist() == [1.0, k]
+        assert frozen.grad is None
+        frozen.grad = ng.asarray([1.0, 1.0])
+    assert len(runs) == 1
+
+
 def test_gradients_are_read_and_written_as_attributes():
     weight = L.Parameter(np.float32([1.0]))
 

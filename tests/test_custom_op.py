@@ -215,4 +215,4 @@ def test_helper_with_an_error(notebook):
 
 def test_no_cuda_kernel():
     with pytest.raises(DeviceError, match="cube has no kernel for device 'cuda'"):
-        dispatch._find_kernel(make_cube().op, "cuda")
+        dispatch.find_kernel(make_cube().op, "cuda")

@@ -2,7 +2,7 @@
 
 ``trace`` writes a function down as a list of equations; ``simplify`` cleans them up; ``plan``
 decides what runs when, in which memory; ``emit_cpu`` writes that as Numba source, which
-``compiled`` loads and runs.
+``compiled`` loads and runs. For a GPU it is ``emit_cuda`` and ``compiled_cuda``.
 """
 
 from .function import CompiledFunction, compile

@@ -17,8 +17,7 @@ import numpy as np
 
 from .. import device as devices
 from .. import dispatch
-from ..array import Array
-from ..errors import NO_ERROR
+from ..array import Array, size_of
 from ..jit import (
     OURS,
     Kernel,
@@ -77,10 +76,11 @@ def _address(array: np.ndarray) -> int:
 
 
 class Executable:
-    """A planned step with its memory, ready to run."""
+    """A planned step with its memory, ready to run: what is the same on all devices."""
 
-    def __init__(self, source: Source, trace: Trace, folded: list[Array]):
+    def __init__(self, source: Source, trace: Trace, folded: list[Array], device: str):
         self.source, self.plan, self.trace = source, source.plan, trace
+        self._backend = devices.backend(device)
         self._folded = [(array, array._data) for array in folded]
         # Users' kernels are compiled anew when a global that they read is another.
         self._read_by_kernels = [
@@ -89,8 +89,83 @@ class Executable:
             if not is_settled(kernel, OURS)
             for reading in reads(function_of(kernel), set())
         ]
-        plan = self.plan
         self._lock = threading.Lock()
+        self._assigned = [
+            target for equation in trace.equations for target in equation.targets or ()
+        ]
+        self._gradients_read = [buffer.leaf for buffer in source.plan.gradients_read]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether all that was looked at while compiling is still the same."""
+        return (
+            self.trace.is_current
+            and all(array._data is data for array, data in self._folded)
+            and all(space.get(name) is found for space, name, found in self._read_by_kernels)
+        )
+
+    def __call__(self, args: list[Array]) -> Any:
+        """Run the step on arrays of the planned shapes."""
+        with self._lock:
+            before = {id(leaf): leaf._grad for leaf in self._gradients_read}
+            try:
+                kept = self._run(args)
+            finally:
+                for target in self._assigned:
+                    target.version += 1
+        for node in self.plan.checked:
+            inputs = tuple(self._checkable(ref, args, kept) for ref in node.inputs)
+            dispatch.check_flag(node.op, node.call, inputs, kept[node.outputs[-1]])
+
+        def value(ref: Ref | Array) -> Array:
+            if isinstance(ref, Array):
+                return ref
+            if ref.buffer.source == "gradient" and ref.spec == ref.buffer.spec:
+                return before[id(ref.buffer.leaf)]
+            return self._array(ref, args, kept)
+
+        for leaf, ref in self.plan.gradients:
+            leaf.grad = None if ref is None else value(ref)
+        return map_leaves(self.plan.result, value)
+
+    def _run(self, args: list[Array]) -> dict[Buffer, Any]:
+        """Run the step; return the values that the caller gets, which nobody else will change."""
+        raise NotImplementedError
+
+    def _array(self, ref: Ref, args, kept) -> Array:
+        """Return what the caller gets for a value, which may be a part of a buffer."""
+        buffer = ref.buffer
+        if buffer.source == "argument":
+            if ref.spec == buffer.spec and not ref.offset:
+                return args[buffer.index]
+            data = args[buffer.index]._data
+        elif buffer.source == "value":
+            data = kept[buffer]
+        else:
+            data = buffer.leaf._data if buffer.source == "leaf" else buffer.leaf.grad._data
+            data = self._backend.copy(data)
+        return Array(self._part(data, ref.offset, ref.spec.shape), ref.spec)
+
+    def _part(self, data: Any, offset: int, shape: tuple[int, ...]) -> Any:
+        """Return an array that starts at an element of another, as a view."""
+        if not offset and data.shape == shape:
+            return data
+        flat = self._backend.reshape(data, (data.size,))
+        return self._backend.reshape(
+            self._backend.rows(flat, offset, offset + size_of(shape)), shape
+        )
+
+    def _checkable(self, ref: Ref, args, kept) -> Array | None:
+        """Return what an error's message may read: integers."""
+        return self._array(ref, args, kept) if ref.spec.dtype.kind in "iu" else None
+
+
+class CPUExecutable(Executable):
+    """A step whose regions run on Numba's threads."""
+
+    def __init__(self, source: Source, trace: Trace, folded: list[Array]):
+        super().__init__(source, trace, folded, "cpu")
+        plan = self.plan
         self._arena = devices.aligned(plan.arena_bytes)
         self._memory = np.zeros(max(len(self.source.slots), 1), np.int64)
         self._leaves: list[tuple[int, Array, Any]] = []  # and the data of the last call
@@ -101,11 +176,8 @@ class Executable:
         for slot, what in enumerate(self.source.slots):
             self._place(slot, what)
         self._plan_kept()
-        self._assigned = [
-            target for equation in trace.equations for target in equation.targets or ()
-        ]
         self._link()
-        module = load_module(self.source.text, _safe(plan.name))
+        module = load_module(self.source.text, safe_name(plan.name))
         copies = numba.config.NUMBA_NUM_THREADS
         most = max((region.scratch_bytes for region in plan.regions), default=0)
         self._scratch = devices.aligned(most * copies + devices.LINE)
@@ -186,43 +258,6 @@ class Executable:
         )  # from one thread's scratch to the next
         return partial(_run_region, function.__name__, entry, words)
 
-    # -------------------------------------------------------------------- run
-
-    @property
-    def is_current(self) -> bool:
-        """Whether all that was looked at while compiling is still the same."""
-        return (
-            self.trace.is_current
-            and all(array._data is data for array, data in self._folded)
-            and all(space.get(name) is found for space, name, found in self._read_by_kernels)
-        )
-
-    def __call__(self, args: list[Array]) -> Any:
-        """Run the step on arrays of the planned shapes."""
-        with self._lock:
-            before = {id(leaf): leaf._grad for _, leaf in self._gradients}
-            try:
-                kept = self._run(args)
-            finally:
-                for target in self._assigned:
-                    target.version += 1
-        for node in self.plan.checked:
-            flag = kept[node.outputs[-1]]
-            if int(flag[0]) != NO_ERROR:
-                arrays = tuple(self._checkable(ref, args, kept) for ref in node.inputs)
-                node.op.check(int(flag[0]), arrays, node.call)
-
-        def value(ref: Ref | Array) -> Array:
-            if isinstance(ref, Array):
-                return ref
-            if ref.buffer.source == "gradient" and ref.spec == ref.buffer.spec:
-                return before[id(ref.buffer.leaf)]
-            return self._array(ref, args, kept)
-
-        for leaf, ref in self.plan.gradients:
-            leaf.grad = None if ref is None else value(ref)
-        return map_leaves(self.plan.result, value)
-
     def _run(self, args: list[Array]) -> dict[Buffer, np.ndarray]:
         memory = self._memory
         for slot, index in self._arguments:
@@ -246,27 +281,6 @@ class Executable:
             seconds.append(time.perf_counter() - started)
         return kept
 
-    def _array(self, ref: Ref, args, kept) -> Array:
-        """Return what the caller gets for a value, which may be a part of a buffer."""
-        buffer = ref.buffer
-        if buffer.source == "argument":
-            if ref.spec == buffer.spec and not ref.offset:
-                return args[buffer.index]
-            data = args[buffer.index]._data
-        elif buffer.source == "value":
-            data = kept[buffer]
-        else:
-            data = buffer.leaf._data if buffer.source == "leaf" else buffer.leaf.grad._data
-            data = data.copy()
-        flat = data.reshape(-1)[ref.offset : ref.offset + ref.spec.size]
-        return Array(flat.reshape(ref.spec.shape), ref.spec)
-
-    def _checkable(self, ref: Ref, args, kept) -> Array | None:
-        buffer = ref.buffer
-        if buffer.source == "argument" or buffer in kept or buffer.source == "leaf":
-            return self._array(ref, args, kept)
-        return None
-
 
 def _run_region(name: str, entry: int, words: np.ndarray) -> None:
     if dispatch.run_rows(entry, words, False) >= 0:
@@ -278,5 +292,6 @@ def _run_in_turn(function, rows) -> None:
         function(*row)
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
+    """Return a function's name as part of a file's."""
     return "".join(c if c.isalnum() else "_" for c in name)

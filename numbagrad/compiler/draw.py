@@ -214,7 +214,8 @@ def _value(buffer: Buffer, is_partial: bool = False) -> GraphValue:
     elif is_partial:
         lives = PARTIAL
     else:
-        lives = LOCAL if is_local(buffer) else WHOLE
+        on_cpu = buffer.spec.device == "cpu"  # a GPU's kernels see whole arrays
+        lives = LOCAL if on_cpu and is_local(buffer) else WHOLE
     return GraphValue(buffer.name, _shape(buffer.spec), lives)
 
 

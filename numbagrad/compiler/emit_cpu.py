@@ -7,8 +7,6 @@ that starts later, or another batch size, finds the same text and with it the co
 
 from __future__ import annotations
 
-import builtins
-import keyword
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,24 +16,19 @@ from numba import typeof
 from numba.core import types
 from numba.np.numpy_support import from_dtype
 
-from .. import kernels_cpu
 from ..array import DTYPES as ARRAY_DTYPES
 from ..array import size_of
-from ..dispatch import Op
-from ..jit import content_key, function_of
+from .emit import Kernels, Names, literal, name_buffers, parameters_of
 from .fuse import COLUMN, ROW, SCALAR, Fused, kinds_of
 from .graph import Buffer, Combine, Node, Ref, Region, affine_scalars, units_of
-from .linkage import user_kernels
 from .plan import Plan
 
 _NUMBERS = re.compile(r"(np\.float\d+\([^()]*\)|(?<![\w.])\d+(?![\w.]))")
 RESERVED = {
-    *dir(builtins),
     *("memory", "scratch", "shard", "first", "stop", "lo", "n", "here", "np"),
     *("array_at", "kernels_cpu", "linked", "njit", "simd", "user_kernels", "vector"),
     *("boolean", *(dtype.name for dtype in ARRAY_DTYPES)),
 }
-_TAKEN_OUT = re.compile(r"(batch|size|number|region|combine|accumulate)(_|$)")  # see `generalise`
 DTYPES = {"bool": "boolean"}  # names in Numba that are not NumPy's
 
 
@@ -60,15 +53,15 @@ class Source:
         self.slots: list[Buffer | np.ndarray | int] = []
         self._slot_of: dict[int, int] = {}
         kernels = [node.op.kernel for node in plan.nodes if isinstance(node, Node)]
-        self._names = _Names(name for name in kernels if isinstance(name, str))
-        self._kernel_names: dict[int, str] = {}
+        taken = (name for name in kernels if isinstance(name, str))
+        self._names = Names([*RESERVED, *taken])
+        self._kernels = Kernels("cpu", self._names)
         self.functions: list[str] = []
-        self.kernels: dict[str, Callable] = {}
         self.calls: dict[str, set[tuple[types.Type, ...]]] = {}
         self._dtypes: set[str] = set()
         self._combines: set[str] = set()
         self._functions: dict[str, str] = {}  # fused loops: body -> name
-        self._name_all(names)
+        name_buffers(plan, names, self._names)
         blocks = [self._region(at, region) for at, region in enumerate(plan.regions)]
         self.text = "\n\n".join([self._head(), *blocks]) + "\n"
 
@@ -129,21 +122,10 @@ class Source:
 
     # ------------------------------------------------------------------ names
 
-    def _name_all(self, names: dict[int, str]) -> None:
-        """Name every buffer: states as in the model, values after the op that makes them."""
-        for buffer in self.plan.arguments:
-            buffer.name = self._names.new(buffer.name)
-        for buffer in self.plan.leaves:
-            buffer.name = self._names.new(names.get(id(buffer.leaf), "constant"))
-        for buffer in self.plan.gradients_read:
-            buffer.name = self._names.new("grad_" + names.get(id(buffer.leaf), "leaf"))
-        for region in self.plan.regions:
-            for node in region.nodes:
-                for k, output in enumerate(node.outputs):
-                    if not output.name:
-                        output.name = self._names.new(_output_name(node, k))
-                    if output.parts is not None and not output.parts.name:
-                        output.parts.name = self._names.new(output.name + "_parts")
+    @property
+    def kernels(self) -> dict[str, Callable]:
+        """The kernels by name."""
+        return self._kernels.found
 
     def _slot(self, what: Buffer | np.ndarray) -> int:
         if id(what) not in self._slot_of:
@@ -155,8 +137,7 @@ class Source:
 
     def _head(self) -> str:
         kernels = "\n".join(
-            f"{name} = linked({_found(name, kernel)})"
-            for name, kernel in sorted(self.kernels.items())
+            f"{name} = linked({self._kernels.expression(name)})" for name in sorted(self.kernels)
         )
         dtypes = ", ".join(sorted(set(DTYPES.get(d, d) for d in self._dtypes)))
         helpers = [_COMBINE[how] for how in sorted(self._combines)]
@@ -223,7 +204,7 @@ class Source:
             arguments.append(self._array(f"here + {start}", shape, dtype))
         if isinstance(node, Fused):
             return [f"{self._fused(node)}(", *(f"    {text}," for text in arguments), ")"]
-        name = self._kernel_name(node.op)
+        name = self._kernels.name(node.op)
         self.calls.setdefault(name, set()).add(_kinds(node))
         return [f"{name}(", *(f"    {text}," for text in arguments), ")", *after]
 
@@ -257,7 +238,7 @@ class Source:
                     operands.append(values[ref.buffer])
                 else:
                     operands.append("v_" + known[id(ref.buffer), ref.offset, kind])
-            operands += map(self._scalar, _parameters(member))
+            operands += map(self._scalar, parameters_of(member))
             values[member.outputs[0]] = f"v{number}"
             steps.append(f"v{number} = vector.{member.op.formula}({', '.join(operands)})")
         for name, buffer in zip(outputs, group.outputs, strict=True):
@@ -276,17 +257,6 @@ class Source:
             lines += ["    for i in range(0, out0.size, lanes):", "        n = out0.size - i"]
             indent = " " * 8
         return "\n".join([*lines, *(indent + line for line in (*loads, *steps))])
-
-    def _kernel_name(self, op: Op) -> str:
-        """Return what the source calls an op's kernel; a user's has the name of the op."""
-        if isinstance(op.kernel, str):
-            self.kernels[op.kernel] = getattr(kernels_cpu, op.kernel)
-            return op.kernel
-        kernel = op.kernel["cpu"]
-        if id(kernel) not in self._kernel_names:
-            name = self._kernel_names[id(kernel)] = self._names.new(f"{op.name}_kernel")
-            self.kernels[name] = kernel
-        return self._kernel_names[id(kernel)]
 
     def _name(self, buffer: Buffer) -> str:
         self._used[buffer] = buffer.name
@@ -347,35 +317,10 @@ class Source:
         ]  # fmt: skip
 
     def _scalar(self, value: Any) -> str:
-        if isinstance(value, np.ndarray):
-            name = f"memory[{self._slot(value)}]"
-            return self._array(name, value.shape, value.dtype)
-        if isinstance(value, tuple):
-            parts = ", ".join(map(self._scalar, value))
-            return f"({parts},)" if len(value) == 1 else f"({parts})"
-        if isinstance(value, np.generic) and not isinstance(value, np.bool_):
-            return f"np.{value.dtype.name}({_number(value.item())})"
-        return _number(value)
+        return literal(value, self._parameter)
 
-
-def _parameters(member: Node) -> tuple:
-    """Return what a formula takes beside arrays."""
-    return tuple(x for x in member.views.scalars if not isinstance(x, np.ndarray))
-
-
-def _found(name: str, kernel: Callable) -> str:
-    """Return the expression by which the emitted module finds a kernel."""
-    if getattr(kernels_cpu, name, None) is kernel:
-        return f"kernels_cpu.{name}"
-    key = content_key(function_of(kernel)) or str(id(kernel))
-    user_kernels[key] = kernel
-    return f"user_kernels[{key!r}]"
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float) and not np.isfinite(value):
-        return f"np.{value}" if value > 0 or value != value else "-np.inf"
-    return repr(value)
+    def _parameter(self, value: np.ndarray) -> str:
+        return self._array(f"memory[{self._slot(value)}]", value.shape, value.dtype)
 
 
 def _affine(form: tuple[int, int, int]) -> str:
@@ -398,34 +343,6 @@ def _kinds(node: Node) -> tuple[types.Type, ...]:
 def _array_type(kind: tuple[np.dtype, tuple[int, ...]]) -> types.Array:
     dtype, shape = kind
     return types.Array(from_dtype(dtype), len(shape), "C")
-
-
-class _Names:
-    """Names that are Python's and used once."""
-
-    def __init__(self, taken: Iterable[str]):
-        self._taken = {*taken, *RESERVED}
-
-    def new(self, wanted: str) -> str:
-        base = re.sub(r"\W", "_", wanted).strip("_") or "value"
-        if base[0].isdigit() or keyword.iskeyword(base) or _TAKEN_OUT.match(base):
-            base = "_" + base
-        name, number = base, 2
-        while name in self._taken:
-            name, number = f"{base}_{number}", number + 1
-        self._taken.add(name)
-        return name
-
-
-def _output_name(node: Node | Combine | Fused, k: int) -> str:
-    if isinstance(node, Combine):
-        return node.out.name or "total"
-    if isinstance(node, Fused):
-        makers = [member for member in node.members if node.outputs[k] in member.outputs]
-        return makers[0].op.name
-    names = (*node.op.outputs, "flag")
-    plain = len(node.op.outputs) == 1 or names[k] == "out"
-    return node.op.name if plain and k == 0 else f"{node.op.name}_{names[k]}"
 
 
 def _summary(region: Region) -> str:

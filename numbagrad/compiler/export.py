@@ -25,7 +25,7 @@ from .. import formulas, jit, kernels_cpu, simd
 from ..errors import NO_ERROR, GraphError
 from ..jit import function_of, is_settled, references, write_atomically
 from . import linkage
-from .compiled import Executable
+from .compiled import CPUExecutable
 from .graph import Buffer, Ref
 from .trace import map_leaves
 
@@ -56,7 +56,7 @@ def namespace(name):
 '''
 
 
-def export(executable: Executable, path: str | Path) -> None:
+def export(executable: CPUExecutable, path: str | Path) -> None:
     """Write a step to ``path`` and its arrays beside it; see `CompiledFunction.export`."""
     path = Path(path)
     if path.suffix != ".py":
@@ -69,7 +69,7 @@ def export(executable: Executable, path: str | Path) -> None:
 
 
 class _Exported:
-    def __init__(self, executable: Executable, stem: str):
+    def __init__(self, executable: CPUExecutable, stem: str):
         self.source, self.plan, self.stem = executable.source, executable.plan, stem
         if self.plan.gradients_read:
             raise GraphError(

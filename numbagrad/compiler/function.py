@@ -19,11 +19,13 @@ from ..array import FLOATS, Array, Spec, State, asarray
 from ..errors import GraphError, ShapeError, TraceError
 from ..jit import OURS, announce, is_settled, references
 from ..ops.convolution import get_winograd
-from .compiled import Executable
+from .compiled import CPUExecutable, Executable
+from .compiled_cuda import CUDAExecutable
 from .draw import StepGraph, draw
-from .emit_cpu import Source
+from .emit_cpu import Source as CPUSource
+from .emit_cuda import Source as CUDASource
 from .export import export
-from .plan import batch_axis, make_plan
+from .plan import Plan, batch_axis, make_device_plan, make_plan
 from .report import StepReport, report
 from .simplify import simplify
 from .trace import Trace, spec_text, trace
@@ -58,10 +60,10 @@ def compile(
         ``["batch"]`` writes source that serves any extent of the batch, the first axis of the first
         array: a last, shorter batch is planned anew, in some hundredths of a second, but nothing is
         compiled for it, unless it is so small that other kernels serve it. It runs at its true
-        size, without padding.
+        size, without padding. On a GPU each batch size has a source of its own.
     chunk
         How many rows of the batch are walked at a time; by default as many as fit a core's own
-        cache.
+        cache. On a GPU each kernel sees the whole batch.
 
     Returns
     -------
@@ -74,7 +76,11 @@ def compile(
     -----
     What the function reads from around it is compared at each call: closures, globals, lists, and
     the attributes of modules, optimisers and other objects. A bad value that a kernel finds, such
-    as a label out of range, is reported when the whole step has run.
+    as a label out of range, is reported when the whole step has run; on a GPU at the next read of
+    an array, as in ops.
+
+    On a GPU each step makes the same launches, on memory that stays where it is: of fused kernels
+    for elementwise ops that follow on each other, and of the ops' own kernels for all others.
 
     Raises
     ------
@@ -173,8 +179,15 @@ class CompiledFunction:
         ]
         return None if key in others or not others else others[-1][len(key) - count :]
 
-    def _say_once(self, source: Source, names: list[str], before, after) -> None:
-        """Say that other shapes compile anew, unless source emitted before serves them, too."""
+    def _say_once(
+        self, source: CPUSource | CUDASource, names: list[str], before, after: tuple[Spec, ...]
+    ) -> None:
+        """Say that other shapes compile anew, unless source emitted before serves them, too.
+
+        With ``before`` None nothing was compiled for other shapes.
+        """
+        if before is None:
+            return
         variants = [variant for known in self._variants.values() for variant in known]
         known = {variant.source.text for variant in variants if isinstance(variant, Executable)}
         if self._has_said or source.text in known:
@@ -196,36 +209,39 @@ class CompiledFunction:
     def _compile(
         self, args: tuple, kwargs: dict, arrays: list[Array], before: tuple[Spec, ...] | None
     ) -> Executable | Trace:
-        devices = {x.device for x in arrays} or {"cpu"}
-
         def flat(*symbols: Array) -> Any:
             given_args, given_kwargs = _unflatten((args, kwargs), iter(symbols))
             return self.function(*given_args, **given_kwargs)
 
         flat.__name__ = getattr(self.function, "__name__", type(self.function).__name__)
-        if devices != {"cpu"}:
-            return trace(flat, *arrays)
         given = _names_of_arguments(self.function, args, kwargs)
         states = _names_of_states(self.function, args, kwargs)
+        traced = trace(flat, *arrays)
+        devices = {spec.device for spec in traced.inputs}
+        devices |= {spec.device for equation in traced.equations for spec in equation.specs}
+        if devices == {"cuda"}:
+            equations, folded = simplify(traced)
+            plan = make_device_plan(traced, equations)
+            source = CUDASource(_named(plan, given), states)
+            self._say_once(source, given, before, traced.inputs)
+            return CUDAExecutable(source, traced, folded)
+        if "cuda" in devices:
+            return traced
 
-        def written(arrays: list[Array]) -> tuple[Source, Trace, list[Array]]:
-            traced = trace(flat, *arrays)
+        def written(traced: Trace) -> tuple[CPUSource, list[Array]]:
             equations, folded = simplify(traced)
             plan = make_plan(traced, equations, self.chunk, bool(self.dynamic))
-            for buffer, name in zip(plan.arguments, given, strict=True):
-                buffer.name = name
-            return Source(plan, states), traced, folded
+            return CPUSource(_named(plan, given), states), folded
 
-        source, traced, folded = written(arrays)
+        source, folded = written(traced)
         batch = batch_axis(traced)
         if self.dynamic and batch > 1:
             # A function that does not take twice as large a batch is compiled for this one alone.
             with contextlib.suppress(ShapeError, TraceError, IndexError, ValueError):
-                twice, _, _ = written([_doubled(x, batch) for x in arrays])
+                twice, _ = written(trace(flat, *[_doubled(x, batch) for x in arrays]))
                 source.generalise(twice, batch)
-        if before is not None:
-            self._say_once(source, given, before, traced.inputs)
-        return Executable(source, traced, folded)
+        self._say_once(source, given, before, traced.inputs)
+        return CPUExecutable(source, traced, folded)
 
     # ------------------------------------------------------------------- looks
 
@@ -240,7 +256,10 @@ class CompiledFunction:
         return draw(self._compiled().source)
 
     def report(self) -> StepReport:
-        """Return time, arithmetic and memory of each part, over the last calls; print it."""
+        """Return time, arithmetic and memory of each part, over the last calls; print it.
+
+        Of a step on a GPU it holds arithmetic and memory of each launch, but no times.
+        """
         return report(self._compiled())
 
     def export(self, path: str | Path) -> None:
@@ -257,15 +276,22 @@ class CompiledFunction:
         Raises
         ------
         GraphError
-            Before the first call, or if a kernel of a user's has no source to be written.
+            Before the first call, after one on a GPU, or if a kernel of a user's has no source to
+            be written.
         """
-        export(self._compiled(), path)
+        executable = self._compiled()
+        if not isinstance(executable, CPUExecutable):
+            raise GraphError(
+                f"{self.__name__} ran on 'cuda', and what is exported runs on a CPU: call it with "
+                "arrays on 'cpu' first"
+            )
+        export(executable, path)
 
     def _compiled(self) -> Executable:
         if self._last is None:
             raise GraphError(f"{self.__name__} has not been called yet: there is nothing to see")
         if not isinstance(self._last, Executable):
-            raise GraphError(f"{self.__name__} ran on a device for which no source is emitted yet")
+            raise GraphError(f"{self.__name__} ran on arrays of several devices, op by op")
         return self._last
 
     def __repr__(self) -> str:
@@ -295,13 +321,15 @@ def _flatten(value: Any, arrays: list, objects: list) -> Any:
 
 
 def _as_arrays(found: list) -> list[Array]:
-    """Make arrays of what `_flatten` took out; floats take the dtype of the arrays beside them."""
+    """Make arrays of what `_flatten` took out; floats are as the arrays beside them."""
+    devices = {x.device for x in found if isinstance(x, Array)}
+    device = devices.pop() if len(devices) == 1 else None
     dtypes = {x.dtype for x in found if isinstance(x, Array) and x.dtype in FLOATS}
     dtype = np.float64 if dtypes == {np.dtype(np.float64)} else np.float32
     return [
         x if isinstance(x, Array)
         else asarray(x) if isinstance(x, np.ndarray)
-        else asarray(x, dtype=dtype)
+        else asarray(x, dtype=dtype, device=device)
         for x in found
     ]  # fmt: skip
 
@@ -325,6 +353,13 @@ def _doubled(x: Array, batch: int) -> Array:
     double = Array(None, x.spec._replace(shape=(2 * batch, *x.shape[1:])))
     double.requires_grad = x.requires_grad
     return double
+
+
+def _named(plan: Plan, arguments: list[str]) -> Plan:
+    """Give a plan's arguments their names."""
+    for buffer, name in zip(plan.arguments, arguments, strict=True):
+        buffer.name = name
+    return plan
 
 
 def _names_of_arguments(function: Callable, args: tuple, kwargs: dict) -> list[str]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ..array import FLOATS, Spec, size_of
 from ..dispatch import Views
 from ..ops.elementwise import layout_of
@@ -111,7 +113,7 @@ def _host(node: Node, nodes: list, at: dict[Buffer, int], groups: dict[int, Fuse
     if not isinstance(host, (Node, Fused)) or kinds_of(members[0]) is None:
         return None
     out, its = node.call.outputs[0], members[0].call.outputs[0]
-    if out.size != its.size or out.dtype != its.dtype:
+    if out.size != its.size or (node.call.device == "cpu" and out.dtype != its.dtype):
         return None
     made = {output for member in members for output in member.outputs}
     for ref, kind in zip(node.inputs, kinds, strict=True):
@@ -126,7 +128,8 @@ def kinds_of(node: Node) -> list[str] | None:
     if not isinstance(node, Node) or node.op.formula is None or node.is_assigning:
         return None
     out = node.call.outputs[0]
-    if out.dtype not in FLOATS or any(ref.spec.dtype != out.dtype for ref in node.inputs):
+    dtypes = {out.dtype, *(ref.spec.dtype for ref in node.inputs)}
+    if not dtypes.issubset(_fusible(node)) or (node.call.device == "cpu" and len(dtypes) > 1):
         return None
     kinds = []
     for k, ref in enumerate(node.inputs):
@@ -137,6 +140,14 @@ def kinds_of(node: Node) -> list[str] | None:
             return None
         kinds.append(kind)
     return kinds
+
+
+def _fusible(node: Node) -> tuple:
+    """Return the dtypes that a loop can hold: a CPU's is over vectors of floats.
+
+    Integers stay out: between a GPU's ops they would be wider than they are in memory.
+    """
+    return FLOATS if node.call.device == "cpu" else (*FLOATS, np.dtype(np.bool_))
 
 
 def _kind(operand: Spec, out: Spec) -> str | None:

@@ -433,28 +433,7 @@ def make_plan(
             regions.append(Region(axis, positions[at]))
         else:
             regions += _stage(positions[at])
-    result = map_leaves(
-        trace.result,
-        lambda operand: operand if isinstance(operand, Array) else builder.ref(operand),
-    )
-    gradients = [(leaf, v and builder.ref(v)) for leaf, v in trace.gradients]
-    kept: list[Buffer] = []
-
-    def keep(operand):
-        if isinstance(operand, Ref) and operand.buffer not in kept:
-            operand.buffer.is_kept = True
-            kept.append(operand.buffer)
-        return operand
-
-    map_leaves(result, keep)
-    for _, ref in gradients:
-        keep(ref)
-    checked = [node for node in builder.nodes if node.op.check is not None]
-    for node in checked:
-        keep(Ref(node.outputs[-1], node.outputs[-1].spec))
-        for ref in node.inputs:  # what the error's message reads
-            if ref.spec.dtype.kind in "iu":
-                keep(ref)
+    result, gradients, checked, kept = _keep_results(trace, builder)
     _fuse_all(regions)
     for region in regions:
         for node in region.nodes:
@@ -485,8 +464,71 @@ def make_plan(
         places,
         arena,
         unplanned,
-        [buffer for buffer in kept if buffer.source == "value"],
+        kept,
     )
+
+
+def make_device_plan(trace: Trace, equations: Sequence[Equation]) -> Plan:
+    """Plan a traced step for a device whose kernels run one after the other, on whole arrays.
+
+    One arena holds all values that pass between kernels, and the kernels' workspace.
+
+    Parameters
+    ----------
+    trace
+        What was traced.
+    equations
+        Its equations, cleaned up.
+    """
+    builder = _Builder(trace, equations)
+    result, gradients, checked, kept = _keep_results(trace, builder)
+    region = Region(0, [*builder.nodes], bounds=np.array([0, 1], np.int64))
+    fuse(region, set(kept))
+    for node in region.nodes:
+        for output in node.outputs:
+            output.made_in = region
+    _scratch(region)
+    return Plan(
+        trace.name,
+        builder.arguments,
+        list(builder.leaves.values()),
+        list(builder.gradients.values()),
+        [region] if region.nodes else [],
+        result,
+        gradients,
+        checked,
+        region.scratch,
+        region.scratch_bytes,
+        sum(buffer.nbytes for buffer in region.scratch),
+        kept,
+    )
+
+
+def _keep_results(trace: Trace, builder: _Builder) -> tuple[Any, list, list[Node], list[Buffer]]:
+    """Return a step's result and gradients, what is checked after it, and values that are kept."""
+    result = map_leaves(
+        trace.result,
+        lambda operand: operand if isinstance(operand, Array) else builder.ref(operand),
+    )
+    gradients = [(leaf, v and builder.ref(v)) for leaf, v in trace.gradients]
+    kept: list[Buffer] = []
+
+    def keep(operand):
+        if isinstance(operand, Ref) and operand.buffer not in kept:
+            operand.buffer.is_kept = True
+            kept.append(operand.buffer)
+        return operand
+
+    map_leaves(result, keep)
+    for _, ref in gradients:
+        keep(ref)
+    checked = [node for node in builder.nodes if node.op.check is not None]
+    for node in checked:
+        keep(Ref(node.outputs[-1], node.outputs[-1].spec))
+        for ref in node.inputs:  # what the error's message reads
+            if ref.spec.dtype.kind in "iu":
+                keep(ref)
+    return result, gradients, checked, [buffer for buffer in kept if buffer.source == "value"]
 
 
 def _fuse_all(regions: list[Region]) -> None:

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from statistics import median
 
 from .. import roofline
+from ..array import size_of
 from .compiled import Executable
+from .compiled_cuda import CUDAExecutable
 from .fuse import Fused
 from .graph import Buffer, Combine, Region, is_local
 
 
 @dataclass(frozen=True)
 class Line:
-    """One region of a compiled step.
+    """One region of a compiled step; on a GPU, one launch.
 
     Attributes
     ----------
@@ -25,36 +27,36 @@ class Line:
         Into how many pieces its axis is cut for threads, and how many rows of it are walked at a
         time; 0 for what runs in one piece.
     seconds
-        The median of the last calls.
+        The median of the last calls; on a GPU None, for its clock is not read.
     flops, moved
         Floating-point operations, and bytes that its kernels read and write at least: see
         `numbagrad.roofline.work`.
     scratch
-        Bytes of memory for values that live in it alone, for each thread.
+        Bytes of memory for values that live in it alone, for each thread; on a GPU, its workspace.
     least
         The least seconds that the machine needs, with as many threads: for the operations at its
         peak; for what the region reads and writes of others, and for all that its kernels move
-        where a chunk's values lie, at the speed of memory.
+        where a chunk's values lie, at the speed of memory. None on a GPU.
     """
 
     function: str
     does: str
     shards: int
     chunk: int
-    seconds: float
+    seconds: float | None
     flops: float
     moved: float
     scratch: int
-    least: float
+    least: float | None
 
     @property
-    def fraction(self) -> float:
+    def fraction(self) -> float | None:
         """How near it comes to the roof, 1 being as fast as the machine can be.
 
         It may be more where Winograd's algorithm saves operations, which are counted as those of
         the plain formula; and for a region of a microsecond, which the clock hardly sees.
         """
-        return self.least / self.seconds
+        return None if self.seconds is None else self.least / self.seconds
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,20 @@ class StepReport:
     planned, unplanned
         Bytes of the values that pass between regions, with memory used again as soon as the last
         reader is done, and without.
+    host_seconds
+        Of a step on a GPU: how long the host takes to start all launches, which may still run
+        then; the median of the last calls.
     """
 
     name: str
     lines: tuple[Line, ...]
     planned: int
     unplanned: int
+    host_seconds: float | None = None
 
     def __str__(self) -> str:
+        if self.host_seconds is not None:
+            return self._of_launches()
         total = sum(line.seconds for line in self.lines) or 1.0
         rows = [("", "time", "share", "GFLOP/s", "GB/s", "of roof", "pieces", "scratch", "what")]
         for line in self.lines:
@@ -85,14 +93,7 @@ class StepReport:
                 f"{line.flops / line.seconds / 1e9:.1f}", f"{line.moved / line.seconds / 1e9:.1f}",
                 f"{line.fraction:.0%}", pieces, f"{line.scratch / 1024:,.0f} KB", line.does,
             ))  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if k in (0, len(row) - 1) else cell.rjust(width)
-                for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        lines = _table(rows)
         fraction = sum(line.least for line in self.lines) / total
         lines.append(
             f"{self.name}: {total * 1e3:,.2f} ms in regions, {fraction:.0%} of the roof; values "
@@ -101,10 +102,39 @@ class StepReport:
         )
         return "\n".join(lines)
 
+    def _of_launches(self) -> str:
+        rows = [("", "MFLOP", "KB moved", "workspace", "what")]
+        for line in self.lines:
+            rows.append((
+                line.function, f"{line.flops / 1e6:,.2f}", f"{line.moved / 1024:,.1f}",
+                f"{line.scratch / 1024:,.0f} KB", line.does,
+            ))  # fmt: skip
+        return "\n".join([
+            *_table(rows),
+            f"{self.name}: {len(self.lines)} launches, which the host starts in "
+            f"{self.host_seconds * 1e3:,.2f} ms; how long the GPU takes is not measured here",
+            f"values between them and their workspace take {self.planned / 1024:,.0f} KB; the "
+            f"values alone, without planning, {self.unplanned / 1024:,.0f} KB",
+        ])  # fmt: skip
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return rows as lines; the first and the last column are left-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if k in (0, len(row) - 1) else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
 
 def report(executable: Executable) -> StepReport:
     """Return what a compiled step's last calls took."""
     plan = executable.plan
+    if isinstance(executable, CUDAExecutable):
+        return _report_launches(executable)
     lines = []
     timed = zip(executable.source.functions, plan.regions, executable.seconds, strict=True)
     for function, region, seconds in timed:
@@ -124,6 +154,18 @@ def report(executable: Executable) -> StepReport:
             )
         )
     return StepReport(plan.name, tuple(lines), plan.arena_bytes, plan.unplanned_bytes)
+
+
+def _report_launches(executable: CUDAExecutable) -> StepReport:
+    plan = executable.plan
+    lines = []
+    for number, node in enumerate(plan.nodes):
+        flops, moved = _work(node)
+        workspace = sum(size_of(shape) * dtype.itemsize for shape, dtype in node.workspace)
+        does = ", ".join(member.name for member in getattr(node, "members", [node]))
+        lines.append(Line(f"launch_{number}", does, 1, 0, None, flops, moved, workspace, None))
+    seconds = median(executable.seconds) if executable.seconds else 0.0
+    return StepReport(plan.name, tuple(lines), plan.arena_bytes, plan.unplanned_bytes, seconds)
 
 
 def _work(node) -> tuple[float, float]:

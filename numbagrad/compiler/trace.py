@@ -80,7 +80,8 @@ class Trace:
         self._values = 0
         self._leaves: dict[int, _Leaf] = {}
         self.gradients: list[tuple[Array, Operand | None]] = []
-        self._graded: set[int] = set()
+        self._read: set[int] = set()  # arrays whose gradient is read as it was before
+        self._replaced: set[int] = set()  # those whose gradient is another then
         self._had_none: list[tuple[Array, bool]] = []
         self._last_use: list[tuple[int, ...]] = []
 
@@ -119,15 +120,19 @@ class Trace:
                 leaf, leaf._grad, leaf.version if isinstance(leaf, State) else None
             )
 
-    def note_grad(self, leaf: Array) -> None:
-        """Remember that the traced function reads or writes an array's gradient."""
+    def note_grad(self, leaf: Array, is_read: bool) -> None:
+        """Remember that the traced function reads or replaces an array's gradient."""
         self.note(leaf)
-        if id(leaf) in self._leaves:
-            self._graded.add(id(leaf))
+        if id(leaf) not in self._leaves:
+            return
+        if not is_read:
+            self._replaced.add(id(leaf))
+        elif id(leaf) not in self._replaced:
+            self._read.add(id(leaf))
 
     @property
     def is_current(self) -> bool:
-        """Whether the arrays whose gradients are used have one now just where they had one then.
+        """Whether the arrays whose gradients are read have one now just where they had one then.
 
         To add to a gradient is another thing than to make one.
         """
@@ -156,10 +161,10 @@ class Trace:
         self.result = map_leaves(result, self._returned)
         for met in list(self._leaves.values()):
             after = met.leaf._grad
-            if after is not met.grad:
+            if id(met.leaf) in self._replaced:
                 self.gradients.append((met.leaf, None if after is None else self._operand(after)))
-        graded = [met for key, met in self._leaves.items() if key in self._graded]
-        self._had_none = [(met.leaf, met.grad is None) for met in graded]
+        read = [met for key, met in self._leaves.items() if key in self._read]
+        self._had_none = [(met.leaf, met.grad is None) for met in read]
         kept: set[int] = {v.number for _, v in self.gradients if isinstance(v, Variable)}
         map_leaves(self.result, lambda v: kept.add(v.number) if isinstance(v, Variable) else None)
         self._plan_release(kept)

@@ -530,6 +530,7 @@ _WHERE = register(
         arrange=broadcast_views,
         split=split_broadcast,
         cost=_cheap,
+        formula="chosen",
     )
 )
 

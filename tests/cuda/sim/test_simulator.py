@@ -137,7 +137,22 @@ def test_views_share_memory():
     assert cs.reshape(cs.empty((0, 3), np.int64), (7, 0)).shape == (7, 0)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.bool_])
+def test_carved_arrays_lie_in_the_arena(shape, dtype):
+    host = (np.arange(np.prod(shape, dtype=int)) % 2).astype(dtype).reshape(shape)
+    arena = cs.to_device(np.full(256, 7, np.uint8))
+    array = cs.carve(arena, 64, shape, np.dtype(dtype))
+    assert array.shape == shape
+    cs.copy_into(array, cs.to_device(host))
+    bytes_now = cs.to_host(arena)
+    assert bytes_now[64 : 64 + host.nbytes].tobytes() == host.tobytes()
+    assert (np.delete(bytes_now, np.arange(64, 64 + host.nbytes)) == 7).all()
+
+
 def test_memory_errors():
+    with pytest.raises(IndexError, match="bytes 8:16 of 12 bytes"):
+        cs.carve(cs.empty(12, np.uint8), 8, (2,), np.dtype(np.float32))
     x = cs.empty((4, 3), np.float32)
     with pytest.raises(ValueError, match=r"\(4, 3\) to \(5,\)"):
         cs.reshape(x, (5,))

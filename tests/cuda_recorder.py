@@ -1,0 +1,49 @@
+"""A GPU that only notes what it is told to launch, for compiling that where there is none."""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from numbagrad import device, kernels_cuda
+from numbagrad.cuda_support import record_launches, types
+
+MAX_REGISTERS = 128  # of the 65536 of a multiprocessor: two blocks of 256 threads fit
+MAX_SHARED_BYTES = 48 * 1024  # what a block gets without asking for more
+
+
+class Recorder(device.CPU):
+    """Stands in for the GPU: buffers are NumPy arrays, kernels do not run, results are zeros."""
+
+    name = "cuda"
+    kernels = kernels_cuda
+    launch_arguments = (0,)  # the stream
+
+    @staticmethod
+    def empty(shape, dtype):
+        return np.zeros(shape, dtype)
+
+    @staticmethod
+    def check(raise_bad_value):
+        """Error flags hold nothing."""
+
+
+@contextmanager
+def recording():
+    """Let "cuda" be the recorder; yield the (kernel, signature) pairs that are launched on it."""
+    backend = device.backend
+    device.backend = lambda name: Recorder() if name == "cuda" else backend(name)
+    try:
+        with record_launches() as launches:
+            yield launches
+    finally:
+        device.backend = backend
+
+
+def require_clean(report, signature):
+    """Check what `compile_offline` says of a kernel: no spills, no stray float64, a small one."""
+    assert report.spill_stores == report.spill_loads == 0, signature
+    assert report.registers <= MAX_REGISTERS, signature
+    assert report.shared_bytes <= MAX_SHARED_BYTES, signature
+    arrays = [t for t in signature if isinstance(t, types.Array)]
+    if types.float64 not in [array.dtype for array in arrays]:
+        assert report.float64_instructions == 0, signature
