@@ -1,15 +1,17 @@
 """Convolution beyond its cases: realistic sizes, threads, error messages."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from cases.convolution import reference, reference_gradients
-from hypothesis import assume, given
+from cases.convolution import CASES, CPU_CASES, reference, reference_gradients
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import numbagrad as ng
 from numbagrad.errors import DTypeError, ShapeError
 from numbagrad.ops import convolution
-from numbagrad.testing import check_op
+from numbagrad.testing import check_case, check_op
 
 
 def random(*shape, dtype=np.float32, seed=0):
@@ -103,12 +105,28 @@ def test_any_window(drawn):
     check_against_loops(*drawn)
 
 
+@pytest.fixture
+def planes(monkeypatch):
+    """Have planes wherever they can be: for many channels and float64 too, on every processor."""
+    monkeypatch.setattr(convolution, "_in_planes", lambda columns, itemsize, way: way == "tiles")
+
+
 @given(windows())
-def test_any_window_in_planes(drawn):
-    """Few channels or many, float64 too, on every processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "_in_planes", lambda columns, itemsize, way: way == "tiles")
-        check_against_loops(*drawn)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_window_in_planes(planes, drawn):
+    check_against_loops(*drawn)
+
+
+IN_PLANES = [
+    replace(case, ops=("planar",))
+    for case in CASES + CPU_CASES
+    if case.ops == ("conv2d",) and "group" not in case.name
+]
+
+
+@pytest.mark.parametrize("case", IN_PLANES, ids=lambda case: case.name)
+def test_case_in_planes(planes, case):
+    check_case(case)
 
 
 @st.composite

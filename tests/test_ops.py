@@ -6,6 +6,7 @@ from cases import CASES, CPU_CASES
 from numbagrad import asarray
 from numbagrad.compiler.trace import trace
 from numbagrad.dispatch import registry
+from numbagrad.ops import convolution
 from numbagrad.testing import check_case, value_and_gradients
 
 
@@ -17,7 +18,9 @@ def test_case(case):
     check_case(case)
 
 
-def test_every_op_has_a_case():
+def test_every_op_has_a_case(monkeypatch):
+    # Whether there are planes depends on the processor: `test_convolution` checks them on all.
+    monkeypatch.setattr(convolution, "_in_planes", lambda columns, *_: columns <= 6)
     reached = set()
     for _, case in CASES + CPU_CASES:
         arrays = [asarray(x) for x in case.inputs]

@@ -87,7 +87,7 @@ CASES = [
     conv("dilated", (1, 5, 6, 2), (2, 3, 2, 1), dilation=(3, 2), padding=(1, 2)),
     conv("groups", (2, 3, 4, 4), (2, 2, 2, 6), groups=2, padding=1, stride=2),
     depthwise("same size", (1, 4, 3, 3), (3, 3), padding=1),
-    conv("two filters a channel", (1, 3, 4, 2), (2, 2, 1, 4), groups=2),
+    conv("two filters for each channel, groups", (1, 3, 4, 2), (2, 2, 1, 4), groups=2),
     conv("padded beyond the window", (1, 2, 1, 1), (1, 2, 1, 1), bias=True, padding=2),
     conv("no images", (0, 3, 3, 2), (2, 2, 2, 3), bias=True, padding=1),
     depthwise("no images", (0, 3, 3, 2), (2, 2), padding=1),
@@ -121,7 +121,13 @@ CPU_CASES = [
     ),
     conv("padding past the window", (2, 3, 2, 2), (2, 2, 2, 3), stride=2, padding=3),
     conv("strips in a group", (1, 3, 3, 4), (2, 2, 2, 70), bias=True, padding=1, groups=2),
-    conv("strips of the input's channels", (1, 3, 3, 70), (2, 2, 35, 4), padding=1, groups=2),
+    conv(
+        "strips of the input's channels, in groups",
+        (1, 3, 3, 70),
+        (2, 2, 35, 4),
+        padding=1,
+        groups=2,
+    ),
     # The gradient of more input channels than a few: with phases, and without.
     conv("strided, 6 channels", (2, 6, 5, 6), (3, 2, 6, 7), stride=(2, 3), padding=(1, 0)),
     conv("stride past the window, 6 channels", (2, 5, 4, 6), (1, 1, 6, 4), stride=3, padding=2),
