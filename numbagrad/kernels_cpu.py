@@ -1494,7 +1494,7 @@ def planar_backward_weight(
     """grad_weight = what `conv2d_backward_weight` gives, for few output channels.
 
     The rows of a tile are (r, s, c), its columns k; each lane sums over pixels of its own, and all
-    lanes are added in the end. Between the rows of the gradient's planes there are zeros.
+    lanes are added in the end.
     """
     filter_height, filter_width, depth, out_channels = grad_weight.shape
     _, height, width, _ = grad_out.shape
@@ -1520,7 +1520,6 @@ def planar_backward_weight(
         count = min(images, x.shape[0] - n)
         _apart(x, n, count, stride, padding, planes, rows, pitch)
         _apart(grad_out, n, count, (1, 1), (0, 0), grads, rows, pitch)
-        last = _pixels_of(count, (height, width), rows, pitch)
         for q in range(0, starts.size, WIDE_ROWS):
             left = starts.size - q
             for k in range(0, out_channels, SUMS):
@@ -1528,10 +1527,12 @@ def planar_backward_weight(
                 here = simd.tile_rows(acc, starts, q, left)
                 part = simd.tile_rows(acc, parts, q, left)
                 acc = simd.tile_load(acc, sums, part, k * lanes, left, SUMS * lanes)
-                for p in range(0, last, lanes):
-                    acc = simd.tile_fma_terms(
-                        acc, flat, here, p, flat_grads, k * area + p, area, last - p
-                    )
+                for i in range(count * height):
+                    at = (i // height * rows + i % height) * pitch
+                    for p in range(at, at + width, lanes):
+                        acc = simd.tile_fma_terms(
+                            acc, flat, here, p, flat_grads, k * area + p, area, at + width - p
+                        )
                 simd.tile_store(acc, sums, part, k * lanes, left, SUMS * lanes)
     for q in range(0, starts.size, WIDE_ROWS):
         left = starts.size - q
@@ -2145,9 +2146,9 @@ def max_pool2d_forward(x, kernel_size, stride, padding, out, index):
 
 
 @njit
-def _tiled(windows, kernel, stride, extent):
+def _tiled(windows, kernel, stride, padding, extent):
     """Return whether each row of an image is in one window and no more."""
-    return kernel == stride and windows * stride == extent
+    return kernel == stride and padding == 0 and windows * stride == extent
 
 
 @njit
@@ -2159,8 +2160,8 @@ def max_pool2d_backward(grad_out, index, kernel_size, stride, padding, grad_x):
     """
     images, height, width, channels = grad_x.shape
     _, rows, columns, _ = grad_out.shape
-    alone = _tiled(rows, kernel_size[0], stride[0], height)
-    alone = alone and _tiled(columns, kernel_size[1], stride[1], width)
+    alone = _tiled(rows, kernel_size[0], stride[0], padding[0], height)
+    alone = alone and _tiled(columns, kernel_size[1], stride[1], padding[1], width)
     zero = simd.splat(0, grad_x)
     for n in range(images):
         if not alone:
@@ -2244,8 +2245,8 @@ def avg_pool2d_backward(grad_out, kernel_size, stride, padding, grad_x):
     """
     images, height, width, channels = grad_x.shape
     _, rows, columns, _ = grad_out.shape
-    alone = _tiled(rows, kernel_size[0], stride[0], height)
-    alone = alone and _tiled(columns, kernel_size[1], stride[1], width)
+    alone = _tiled(rows, kernel_size[0], stride[0], padding[0], height)
+    alone = alone and _tiled(columns, kernel_size[1], stride[1], padding[1], width)
     for n in range(images):
         if not alone:
             grad_x[n] = 0

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 from collections import namedtuple
 
 import numpy as np
@@ -110,6 +111,102 @@ def counted(function):
         return function(*args, **kwargs)
 
     return ng.compile(run), runs
+
+
+class Setting:
+    __slots__ = ("value",)  # no dict to look into: only the object itself tells
+
+    def __init__(self, value):
+        self.value = value
+
+
+def test_objects_that_take_the_place_of_others_are_noticed():
+    setting = Setting(0.0)
+    f = ng.compile(lambda x: x * setting.value)
+    for k in range(20):  # a new object is often where the last one was
+        setting = Setting(float(k))
+        assert f(ng.asarray([1.0])).tolist() == [k]
+
+
+class Scale:
+    def __init__(self, by):
+        self.options = types.SimpleNamespace(by=by)
+
+    def __call__(self, x):
+        return x * self.options.by
+
+
+def test_callable_objects_are_looked_into():
+    f = ng.compile(lambda scale, x: scale(x))
+    scale, x = Scale(2.0), ng.asarray([1.0])
+    assert f(scale, x).tolist() == [2]
+    scale.options = types.SimpleNamespace(by=3.0)
+    assert f(scale, x).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "changed", [-0.0, float("nan"), np.float32(2.0), np.int32(2), np.float16(2.0)]
+)
+def test_numbers_are_told_apart_by_value(changed):
+    holder = types.SimpleNamespace(by=0.0)
+    f = ng.compile(lambda x: x * holder.by)
+    x = ng.asarray([1.0])
+    f(x)
+    holder.by = changed
+    np.testing.assert_array_equal(f(x).numpy(), (x * changed).numpy())
+    assert np.signbit(f(x).numpy()) == np.signbit(changed)
+    holder.by = type(changed)(changed)  # another object of the same value
+    f(x)
+    assert len(f._variants) == 2
+
+
+SCALE = 1.0
+
+
+def test_functions_inside_and_defaults_are_looked_into():
+    options = {"a": 2.0, "b": 3.0}
+
+    def helper(x, by=1.0):
+        return x * by
+
+    @ng.compile
+    def f(x):
+        def inner(y):
+            return helper(y) * SCALE
+
+        names = list(options)
+        return inner(x) * options[names[0]]
+
+    x = ng.asarray([1.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "SCALE", 1.0)
+        assert f(x).tolist() == [2]
+        patch.setitem(globals(), "SCALE", 5.0)
+        assert f(x).tolist() == [10]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "SCALE", 1.0)
+        helper.__defaults__ = (7.0,)
+        assert f(x).tolist() == [14]
+        options.clear()
+        options.update({"b": 2.0, "a": 3.0})  # the same values under other names
+        assert f(x).tolist() == [14]
+        options.update({"b": 3.0})
+        assert f(x).tolist() == [21]
+
+
+def test_a_part_of_an_old_gradient():
+    w = ng.layers.Parameter([1.0, 2.0, 3.0])
+
+    def step(x):
+        old = w.grad[1:]
+        w.grad = None
+        (w * x).sum().backward()
+        return old
+
+    for f in (step, ng.compile(step)):
+        w.grad = ng.asarray([10.0, 20.0, 30.0])
+        assert f(ng.asarray([1.0, 1.0, 1.0])).tolist() == [20, 30]
+        assert w.grad.tolist() == [1, 1, 1]
 
 
 def test_what_changes_no_value_is_not_computed():

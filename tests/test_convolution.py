@@ -117,6 +117,14 @@ def test_any_window_in_planes(planes, drawn):
     check_against_loops(*drawn)
 
 
+def test_pixels_that_no_window_sees_stay_out_of_planes(planes):
+    x = np.ones((1, 3, 4, 1), np.float32)
+    x[0, 0, 3, 0] = np.inf
+    weight = ng.asarray(np.ones((1, 2, 1, 2), np.float32), requires_grad=True)
+    ng.conv2d(ng.asarray(x), weight).sum().backward()
+    assert weight.grad[0, :, 0].tolist() == [[9, 9], [np.inf, np.inf]]
+
+
 IN_PLANES = [
     replace(case, ops=("planar",))
     for case in CASES + CPU_CASES

@@ -114,7 +114,7 @@ class Executable:
                 for target in self._assigned:
                     target.version += 1
         for node in self.plan.checked:
-            inputs = tuple(self._checkable(ref, args, kept) for ref in node.inputs)
+            inputs = tuple(self._checkable(ref, args, kept, before) for ref in node.inputs)
             dispatch.check_flag(node.op, node.call, inputs, kept[node.outputs[-1]])
 
         def value(ref: Ref | Array) -> Array:
@@ -122,7 +122,7 @@ class Executable:
                 return ref
             if ref.buffer.source == "gradient" and ref.spec == ref.buffer.spec:
                 return before[id(ref.buffer.leaf)]
-            return self._array(ref, args, kept)
+            return self._array(ref, args, kept, before)
 
         for leaf, ref in self.plan.gradients:
             leaf.grad = None if ref is None else value(ref)
@@ -132,7 +132,7 @@ class Executable:
         """Run the step; return the values that the caller gets, which nobody else will change."""
         raise NotImplementedError
 
-    def _array(self, ref: Ref, args, kept) -> Array:
+    def _array(self, ref: Ref, args, kept, before: dict[int, Array]) -> Array:
         """Return what the caller gets for a value, which may be a part of a buffer."""
         buffer = ref.buffer
         if buffer.source == "argument":
@@ -142,8 +142,8 @@ class Executable:
         elif buffer.source == "value":
             data = kept[buffer]
         else:
-            data = buffer.leaf._data if buffer.source == "leaf" else buffer.leaf.grad._data
-            data = self._backend.copy(data)
+            array = buffer.leaf if buffer.source == "leaf" else before[id(buffer.leaf)]
+            data = self._backend.copy(array._data)
         return Array(self._part(data, ref.offset, ref.spec.shape), ref.spec)
 
     def _part(self, data: Any, offset: int, shape: tuple[int, ...]) -> Any:
@@ -155,9 +155,9 @@ class Executable:
             self._backend.rows(flat, offset, offset + size_of(shape)), shape
         )
 
-    def _checkable(self, ref: Ref, args, kept) -> Array | None:
+    def _checkable(self, ref: Ref, args, kept, before) -> Array | None:
         """Return what an error's message may read: integers."""
-        return self._array(ref, args, kept) if ref.spec.dtype.kind in "iu" else None
+        return self._array(ref, args, kept, before) if ref.spec.dtype.kind in "iu" else None
 
 
 class CPUExecutable(Executable):

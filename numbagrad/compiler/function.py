@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import operator
 import threading
 import types as pytypes
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 
 from .. import dispatch
@@ -31,9 +33,12 @@ from .simplify import simplify
 from .trace import Trace, spec_text, trace
 
 SCALARS = (bool, int, str, bytes, type(None), np.dtype, type)
-PLAIN = {bool, int, float, str, bytes, type(None), np.float32, np.float64, np.int64, np.bool_}
+PLAIN = {bool, int, str, bytes, type(None)}
+NOT_OBJECTS = (type, pytypes.FunctionType, pytypes.MethodType, pytypes.BuiltinFunctionType,
+               functools.partial, numba.core.dispatcher.Dispatcher)  # fmt: skip
 MAX_VARIANTS = 64  # of a function; what was compiled stays on disk
 MAX_CAPTURED = 10_000  # things around a function
+MAX_MARKS = 1_000  # states of what is around it that are told apart
 
 
 def compile(
@@ -443,7 +448,8 @@ class Surroundings:
         self._watched: list[Any] | None = None
         self._ignored: set[int] = set()
         self._held: list[list[Any]] = []  # so that no other object takes an id
-        self._numbers: dict[tuple, int] = {}  # of all marks that were seen
+        self._numbers: dict[tuple, tuple[int, _Look]] = {}  # of all marks that were seen
+        self._count = itertools.count()
         self._last: _Look | None = None
 
     @contextlib.contextmanager
@@ -480,7 +486,10 @@ class Surroundings:
         holders = [*self._watched, *(found for value in objects for found in _holders(value))]
         look = _Look(objects, holders)
         marks = tuple(map(_mark_of, holders))
-        look.mark = self._numbers.setdefault(marks, len(self._numbers))
+        if len(self._numbers) >= MAX_MARKS:  # what was compiled under a number is not found again
+            self._numbers.clear()
+        # Marks know things by their ids: the look holds them, so that no other thing takes one.
+        look.mark, _ = self._numbers.setdefault(marks, (next(self._count), look))
         self._last = look
         return look.mark
 
@@ -514,7 +523,8 @@ def _held_by(holder: Any) -> list[Any]:
         return _around(holder)
     if isinstance(holder, list):
         return holder[:]
-    return [*(holder if isinstance(holder, dict) else holder.__dict__).values()]
+    space = holder if isinstance(holder, dict) else holder.__dict__
+    return [*space, *space.values()]
 
 
 def _holders(value: Any) -> list[Any]:
@@ -524,7 +534,7 @@ def _holders(value: Any) -> list[Any]:
         found
         for _, found in captured(value)
         if isinstance(found, kinds)
-        or (hasattr(found, "__dict__") and not callable(found))
+        or (hasattr(found, "__dict__") and not isinstance(found, NOT_OBJECTS))
         or _is_module(found)
         if not _is_our_own(found)
     ]
@@ -532,24 +542,32 @@ def _holders(value: Any) -> list[Any]:
 
 def _mark_of(holder: Any) -> tuple:
     """Return a key of what something holds: plain values as they are, others by their identity."""
-    return tuple(
-        [
-            (kind, x)
-            if (kind := type(x)) in PLAIN
-            else (id(x), x.requires_grad)
-            if isinstance(x, Array)
-            else id(x)
-            for x in _held_by(holder)
-        ]
-    )
+    return tuple(map(_mark_of_value, _held_by(holder)))
+
+
+def _mark_of_value(x: Any) -> Any:
+    kind = type(x)
+    if kind is float or isinstance(x, np.floating):
+        return kind, repr(x)  # tells -0.0 from 0.0, and takes nan for nan
+    if kind in PLAIN or isinstance(x, np.generic):
+        return kind, x
+    return (id(x), x.requires_grad) if isinstance(x, Array) else id(x)
 
 
 def _around(function: pytypes.FunctionType) -> list[Any]:
-    """Return what a function's own closure and the globals that it names hold now."""
+    """Return what a function's closure, its defaults and the globals that it names hold now."""
     values = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    values += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     space = function.__globals__
-    values += [space[name] for name in function.__code__.co_names if name in space]
+    values += [space[name] for name in _names(function.__code__) if name in space]
     return values
+
+
+@functools.lru_cache(maxsize=10_000)
+def _names(code: pytypes.CodeType) -> tuple[str, ...]:
+    """Return the names that a function's code uses, and that of functions inside it."""
+    inside = [_names(x) for x in code.co_consts if isinstance(x, pytypes.CodeType)]
+    return tuple(dict.fromkeys([*code.co_names, *itertools.chain(*inside)]))
 
 
 def _is_filled(cell: pytypes.CellType) -> bool:

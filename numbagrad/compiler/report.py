@@ -185,7 +185,8 @@ def _least(region: Region, flops: float, moved: float, threads: int) -> float:
     passed: dict[Buffer, int] = {}  # what comes from outside, or goes there, once
     for node in region.nodes:
         for ref in node.inputs:
-            passed[ref.buffer] = ref.spec.size * ref.spec.dtype.itemsize
+            read = ref.spec.size * ref.spec.dtype.itemsize
+            passed[ref.buffer] = max(read, passed.get(ref.buffer, 0))
         passed |= {buffer: buffer.nbytes for buffer in node.outputs}
     outside = sum(size for buffer, size in passed.items() if not is_local(buffer))
     return max(

@@ -52,6 +52,7 @@ CASES = [
     *pools("2 x 2", distinct((2, 4, 5, 3)), 2),
     *pools("overlapping", distinct((1, 5, 6, 2)), 3, stride=2, padding=1),
     *pools("apart", distinct((2, 5, 7, 1)), (1, 2), stride=(2, 3), padding=(0, 1)),
+    *pools("side by side, padded", distinct((1, 6, 3, 2)), 3, padding=1),
     *pools("of more channels than lanes", distinct((1, 2, 3, 37)), 2, stride=1),
     *pools("no images", distinct((0, 4, 4, 2)), 2),
 ]
