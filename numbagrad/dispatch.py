@@ -29,7 +29,7 @@ from numba import get_thread_id, prange
 from . import device as devices
 from .array import FLOATS, Array, Spec, State, require_same_device, size_of
 from .errors import NO_ERROR
-from .jit import RETURNS, entry_address, entry_point, njit, start, words_of
+from .jit import RETURNS, address_of, entry_address, entry_point, njit, start, words_of
 
 # Sharding. All of it depends on shapes only, so that bits do not depend on the thread count.
 # A shard takes at least this long. To wake threads that sleep, as they do while Python works, takes
@@ -82,8 +82,8 @@ class Split:
     inputs
         For each input as the kernel sees it, the leading rows that a unit takes; 0 = all of it.
     outputs
-        The same for each output, or how shards' partial outputs combine: ``"sum"``, ``"max"`` or
-        ``"min"``.
+        The same for each output, 0 where a shard is given all of it and writes its own part; or
+        how shards' partial outputs combine: ``"sum"``, ``"max"`` or ``"min"``.
     scalars
         ``scalars(scalars, lo, hi)`` returns the kernel parameters of the shard ``lo:hi``.
     grain
@@ -316,7 +316,9 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     """Return the plan of a call, from the op's memory or made now."""
     key = specs = tuple(map(spec_of, inputs))
     if params:
-        key = specs, tuple([v if type(v) in _PLAIN else _typed(v) for v in params.values()])
+        values = tuple(params.values())
+        kinds = tuple(map(type, values))
+        key = specs, kinds, values if kinds in _simple else tuple(map(_exactly, values))
     try:
         plan = op._plans.get(key)
     except TypeError:
@@ -326,19 +328,22 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
         if len(op._plans) >= MAX_PLANS:
             op._plans.clear()
         plan = op._plans[key] = make_plan(op, specs, params)
+        if params and _SIMPLE.issuperset(kinds):
+            _simple.add(kinds)
     return plan
 
 
-_PLAIN = (int, str, type(None))  # types whose values are equal to no other type's in a key
+_SIMPLE = {bool, int, str, type(None)}  # types of which equal values are the same
+_simple: set[tuple[type, ...]] = set()  # seen: kinds of parameters, all of them simple
 
 
-def _typed(value: Any) -> tuple:
+def _exactly(value: Any) -> Any:
     """Return a parameter as part of a key: 1 is not True there, 0.0 not -0.0, and NaN is NaN."""
     if type(value) is float and value and value == value:
-        return float, value  # the usual case: repr takes as long as a small kernel
+        return value  # the usual case: repr takes as long as a small kernel
     if type(value) is tuple:
-        return tuple([v if type(v) in _PLAIN else _typed(v) for v in value])
-    return type(value), repr(value) if isinstance(value, (float, np.floating)) else value
+        return tuple(map(type, value)), tuple(map(_exactly, value))
+    return repr(value) if isinstance(value, (float, np.floating)) else value
 
 
 def _require_hashable(op: Op, params: dict[str, Any]) -> None:
@@ -650,7 +655,7 @@ class _Shards:
         kept = [*range(inputs), *range(end - len(arrays) - len(scratch) + inputs, end)]
         self.addresses = np.array([places[k] for k in kept], np.intp)
         self.words = np.array([list(itertools.chain(*row)) for row in rows], np.int64)
-        self.words[:, self.addresses] -= _addresses([*arrays, *scratch])
+        self.words[:, self.addresses] -= [*map(address_of, (*arrays, *scratch))]
         for k, array in enumerate(scratch, len(arrays)):
             self.words[:, self.addresses[k] + 1] = array.strides[0]
 
@@ -665,7 +670,7 @@ class _Shards:
                 self.kernel(*self._arguments(shard, inputs, outs, scratch))
         else:
             now = np.zeros(self.words.shape[1], np.int64)
-            now[self.addresses] = _addresses([*inputs, *outs, *scratch])
+            now[self.addresses] = [*map(address_of, (*inputs, *outs, *scratch))]
             failed = run_rows(self.entry, self.words + now, self.one_each)
             if failed >= 0:
                 self._raise_again(failed, inputs, outs, scratch)
@@ -692,10 +697,6 @@ class _Shards:
         ins = map(cut, inputs, self.split.inputs)
         outs = map(cut, outputs, self.split.outputs)
         return [*ins, *self.scalars[shard], *outs, *(array[0] for array in scratch)]
-
-
-def _addresses(arrays: list[np.ndarray]) -> list[int]:
-    return [array.__array_interface__["data"][0] for array in arrays]
 
 
 def _sum_partials(parts: np.ndarray, count: int, size: int, out: np.ndarray) -> None:

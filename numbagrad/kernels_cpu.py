@@ -550,7 +550,8 @@ def place_forward(x, index, reduce, inner, out):
 # Products and convolutions are one loop over register tiles (see simd.py): `_tiles`. Its second
 # operand mostly lies in strips: as many columns as a tile is wide, row after row of the strip in
 # one run, zeros past the last column. So it streams through the cache, whole vectors at a time. A
-# product packs a strip just before it reads it; a weight of a convolution is a *bank* of them.
+# product packs a few strips just before it reads them; a convolution has its whole weight in such a
+# *bank*.
 #
 # A strip is as wide as the widest tile, but for the last one, where a half of it or a single vector
 # may do. AVX-512 has all three, others two.
@@ -657,16 +658,48 @@ def _turn(x, at, step, rows, columns, out, to, pitch, width):
             simd.tile_store(square, out, target, 0, columns - j, width - i)
 
 
-BLOCK_ROWS, BLOCK_STEPS = 256, 256  # of a product: a block of `a` stays in a core's own cache
-PACKED_ROWS = 48  # that read a strip of b, for packing it to pay
+# A product is cut into blocks: `a` into blocks of rows and steps, which stay in a core's own cache,
+# and b into panels of as many steps and some strips. A panel is packed once and serves all rows.
+BLOCK_UNIT = 24  # rows: whole tiles, wide and narrow
+BLOCK_ROWS, BLOCK_STEPS = 11 * BLOCK_UNIT, 512
+PANEL_STRIPS = 8
+PACKED_ROWS = 48  # that read a panel of b, for packing it to pay
+NEAR = 1 << 15  # elements of a panel that is read as fast where it lies, its rows are so close
+FAR = 1 << 16  # elements from which its rows lie so far apart that packing pays for a few rows
+PACKED_ROWS_FAR = 12
 
 
 @njit
-def _product_of_row(a, at_a, b, at_b, n, k, out, at):
-    """out[at + j] = sum_p a[at_a + p] b[at_b + p n + j]: four rows of b in each pass over out."""
+def _even(total, most, unit):
+    """Return the size of pieces of `total`: as few as can be, even, whole units, `most` at most."""
+    pieces = max(-(-total // most), 1)
+    return max(-(-total // (pieces * unit)), 1) * unit
+
+
+@njit
+def _pack_panel(x, at, step, count, columns, panel):
+    """panel[s count + p strip + j] = x[at + p step + s + j], s = 0, strip, ... below `columns`.
+
+    Row after row, so that x is read in long runs; zeros past the last column.
+    """
+    lanes = simd.lanes(panel)
+    strip = COLUMNS * lanes
+    whole = columns // strip * strip
+    for p in range(count):
+        for s in range(0, whole, strip):
+            for j in range(0, strip, lanes):
+                value = simd.load(x, at + p * step + s + j)
+                simd.store(panel, s * count + p * strip + j, value)
+    if whole < columns:
+        _pack(x, at + whole, step, count, columns - whole, panel, whole * count)
+
+
+@njit
+def _product_of_row(a, at_a, b, at_b, pitch, n, k, out, at):
+    """out[at + j] = sum_p a[at_a + p] b[at_b + p pitch + j]: four rows of b in each pass."""
     zero = out.dtype.type(0)
     for p in range(0, max(k, 1), 4):
-        here, row, left = at_a + p, at_b + p * n, k - p
+        here, row, left = at_a + p, at_b + p * pitch, k - p
         a0 = a[here] if left > 0 else zero
         a1 = a[here + 1] if left > 1 else zero
         a2 = a[here + 2] if left > 2 else zero
@@ -677,11 +710,11 @@ def _product_of_row(a, at_a, b, at_b, n, k, out, at):
             if left > 0:
                 total = simd.fma(simd.load(b, row + j, width), a0, total)
             if left > 1:
-                total = simd.fma(simd.load(b, row + n + j, width), a1, total)
+                total = simd.fma(simd.load(b, row + pitch + j, width), a1, total)
             if left > 2:
-                total = simd.fma(simd.load(b, row + 2 * n + j, width), a2, total)
+                total = simd.fma(simd.load(b, row + 2 * pitch + j, width), a2, total)
             if left > 3:
-                total = simd.fma(simd.load(b, row + 3 * n + j, width), a3, total)
+                total = simd.fma(simd.load(b, row + 3 * pitch + j, width), a3, total)
             simd.store(out, at + j, total, width)
 
 
@@ -697,74 +730,95 @@ def _dots_of_row(a, at_a, b, at_b, n, k, out, at):
 
 
 @njit
-def _few_rows(a, b, bias, transpose_b, n, k, m, out):
+def _few_rows(a, b, bias, transpose_b, n, k, m, left, columns, out):
     """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], row by row: b is read once for each."""
     for row in range(out.size // max(n, 1)):
-        which = row // m
+        which, at = row // m, row * n + left
         at_a = row * k if a.size > m * k else row % m * k
         at_b = which * k * n if b.size > k * n else 0
         if transpose_b:
-            _dots_of_row(a, at_a, b, at_b, n, k, out, row * n)
+            _dots_of_row(a, at_a, b, at_b + left * k, columns, k, out, at)
         else:
-            _product_of_row(a, at_a, b, at_b, n, k, out, row * n)
+            _product_of_row(a, at_a, b, at_b + left, n, columns, k, out, at)
         if bias.size > 0:
-            for j in range(0, n, simd.lanes(out)):
-                total = simd.load(out, row * n + j, n - j) + simd.load(bias, j, n - j)
-                simd.store(out, row * n + j, total, n - j)
+            for j in range(0, columns, simd.lanes(out)):
+                total = simd.load(out, at + j, columns - j)
+                total = total + simd.load(bias, left + j, columns - j)
+                simd.store(out, at + j, total, columns - j)
 
 
 @njit
 def matmul_forward(
-    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out, tables, strip, block
-):
+    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out,
+    tables, panel, block,
+):  # fmt: skip
     """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
     All arrays are flat. Matrix number w of a is m x k, or k x width_a transposed, of which columns
-    `first` to first + m are taken: a shard's rows of the product. A single matrix serves all of
-    out's. An empty bias adds nothing. Without `tables` there are too few rows for tiles, and a is
-    not transposed.
+    `first` to first + m are taken: a shard's rows of the product. A shard may also have columns
+    `left` to left + columns of the n. A single matrix serves all of out's. An empty bias adds
+    nothing. Without `tables` there are too few rows for tiles, and a is not transposed.
 
-    `strip` has room for the steps of a strip of b. `block` has room for a block of a transposed a
-    turned straight, which pays for many columns; an empty one says that a is read as it lies.
+    `panel` has room for a panel of b. `block` has room for a block of a transposed a turned
+    straight, which pays for many columns; an empty one says that a is read as it lies.
     """
     if tables.size == 0:
-        _few_rows(a, b, bias, transpose_b, n, k, m, out)
+        _few_rows(a, b, bias, transpose_b, n, k, m, left, columns, out)
         return
+    lanes = simd.lanes(out)
+    strip = COLUMNS * lanes
     row_a, step_a = (1, width_a) if transpose_a else (width_a, 1)
+    steps_of_block, rows_of_block = _even(k, BLOCK_STEPS, lanes), _even(m, BLOCK_ROWS, BLOCK_UNIT)
     rows, places, taps = tables[0], tables[1], tables[2, :1]
-    pitch_a = BLOCK_STEPS + simd.lanes(out)
-    for i in range(min(BLOCK_ROWS, m)):
+    pitch_a = steps_of_block + lanes
+    for i in range(min(rows_of_block, m)):
         rows[i], places[i] = i * (pitch_a if block.size > 0 else row_a), i * n
     taps[0] = 0
     for which in range(out.size // max(m * n, 1)):
         at_b = which * k * n if b.size > k * n else 0
-        for i in range(0, m, BLOCK_ROWS):
-            high = min(BLOCK_ROWS, m - i)
-            for p in range(0, max(k, 1), BLOCK_STEPS):
-                steps = min(BLOCK_STEPS, k - p)
-                source_a, at_a, along = a, (first + i) * row_a + p * step_a, step_a
-                if a.size > m * k:
-                    at_a += which * m * k
-                if block.size > 0:
-                    _turn(a, at_a, step_a, steps, high, block, 0, pitch_a, steps)
-                    source_a, at_a, along = block, 0, 1
-                for j in range(0, n, COLUMNS * simd.lanes(out)):
-                    width, pitch = n - j, _pitch(n - j, out)
-                    source_b, at, apart = strip, 0, pitch
-                    if transpose_b:
-                        _turn(
-                            b, at_b + j * k + p, k, min(width, pitch), steps,
-                            strip, 0, pitch, pitch,
+        for top in range(left, left + columns, PANEL_STRIPS * strip):
+            wide = min(left + columns - top, PANEL_STRIPS * strip)
+            for p in range(0, max(k, 1), steps_of_block):
+                steps = min(steps_of_block, k - p)
+                is_packed = transpose_b or _pays_to_pack(m, n, steps, lanes)
+                if transpose_b:
+                    for j in range(0, wide, strip):
+                        width, pitch = min(wide - j, strip), _pitch(wide - j, out)
+                        at = at_b + (top + j) * k + p
+                        _turn(b, at, k, width, steps, panel, j * steps, pitch, pitch)
+                elif is_packed:
+                    _pack_panel(b, at_b + p * n + top, n, steps, wide, panel)
+                for i in range(0, m, rows_of_block):
+                    high = min(rows_of_block, m - i)
+                    source_a, at_a, along = a, (first + i) * row_a + p * step_a, step_a
+                    if a.size > m * k:
+                        at_a += which * m * k
+                    if block.size > 0:
+                        _turn(a, at_a, step_a, steps, high, block, 0, pitch_a, steps)
+                        source_a, at_a, along = block, 0, 1
+                    for j in range(0, wide, strip):
+                        width, pitch = wide - j, _pitch(wide - j, out)
+                        source_b, at, apart = panel, j * steps, pitch
+                        if not is_packed and width >= pitch:
+                            source_b, at, apart = b, at_b + p * n + top + j, n
+                        elif not is_packed and i == 0:
+                            _pack(b, at_b + p * n + top + j, n, steps, width, panel, j * steps)
+                        _strip(
+                            source_a, at_a, rows, taps, steps, along, source_b, at, apart,
+                            bias if p + steps == k else bias[:0], top + j,
+                            out, (which * m + i) * n + top + j, places, high, width, p > 0,
                         )  # fmt: skip
-                    elif m >= PACKED_ROWS or width < pitch:
-                        _pack(b, at_b + p * n + j, n, steps, width, strip, 0)
-                    else:
-                        source_b, at, apart = b, at_b + p * n + j, n
-                    _strip(
-                        source_a, at_a, rows, taps, steps, along, source_b, at, apart,
-                        bias if p + steps == k else bias[:0], j,
-                        out, (which * m + i) * n + j, places, high, width, p > 0,
-                    )  # fmt: skip
+
+
+@njit
+def _pays_to_pack(m, n, steps, lanes):
+    """Return whether m rows repay packing a panel of b, whose rows of n lie one after the other.
+
+    If these are short, or start at whole vectors and close together, b is read as fast unpacked.
+    """
+    if n * steps >= FAR:
+        return m >= PACKED_ROWS_FAR
+    return m >= PACKED_ROWS and not (n % lanes == 0 and n * steps <= NEAR)
 
 
 # =================================================================== shaping

@@ -746,17 +746,22 @@ MAX_GRID_Z = 65535  # most blocks along the grid's third dimension
 
 
 @cuda.jit
-def _matmul_forward(a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out):
+def _matmul_forward(
+    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out
+):  # fmt: skip
     """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
     A block owns TILE x TILE outputs, a thread one of them. The block walks along p: it brings a
     tile of each operand to shared memory, where every element is used TILE times. Threads side by
-    side read neighbouring elements of an operand, transposed or not; what lies outside is 0.
+    side read neighbouring elements of an operand, transposed or not; what lies outside is 0. Of
+    the n columns, `left` to left + columns are written.
     """
     tile_a = cuda.shared.array((TILE, TILE), a.dtype)
     tile_b = cuda.shared.array((TILE, TILE), a.dtype)
     row, column = cuda.threadIdx.y, cuda.threadIdx.x
-    top, left = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
+    top, side = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
+    end = left + columns
+    side += left
     zero = a.dtype.type(0)
     for which in range(cuda.blockIdx.z, out.size // (m * n), cuda.gridDim.z):
         at_a = which * m * k if a.size > m * k else 0
@@ -774,31 +779,31 @@ def _matmul_forward(a, b, bias, transpose_a, transpose_b, n, k, width_a, first, 
                 value = a[at] if inside else zero
                 tile_a[row, column] = value
             if transpose_b:
-                inside = left + row < n and start + column < k
-                value = b[at_b + (left + row) * k + start + column] if inside else zero
+                inside = side + row < end and start + column < k
+                value = b[at_b + (side + row) * k + start + column] if inside else zero
                 tile_b[column, row] = value
             else:
-                inside = start + row < k and left + column < n
-                value = b[at_b + (start + row) * n + left + column] if inside else zero
+                inside = start + row < k and side + column < end
+                value = b[at_b + (start + row) * n + side + column] if inside else zero
                 tile_b[row, column] = value
             cuda.syncthreads()
             for p in range(TILE):
                 total += tile_a[row, p] * tile_b[p, column]
             cuda.syncthreads()
-        if top + row < m and left + column < n:
+        if top + row < m and side + column < end:
             if bias.size > 0:
-                total += bias[left + column]
-            out[(which * m + top + row) * n + left + column] = total
+                total += bias[side + column]
+            out[(which * m + top + row) * n + side + column] = total
 
 
 def matmul_forward(
-    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out,
-    tables, strip, block, stream,
+    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out,
+    tables, panel, block, stream,
 ):  # fmt: skip
     """Start a block of threads per tile of `out`; all workspace is for the CPU."""
     batch = out.size // max(m * n, 1)
-    grid = (-(-m // TILE), -(-n // TILE), min(batch, MAX_GRID_Z))
-    args = a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, out
+    grid = (-(-m // TILE), -(-columns // TILE), min(batch, MAX_GRID_Z))
+    args = a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out
     launch(_matmul_forward, grid, (TILE, TILE), stream, *args)
 
 

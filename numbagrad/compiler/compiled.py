@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.util
 import sys
@@ -21,6 +20,7 @@ from ..array import Array, size_of
 from ..jit import (
     OURS,
     Kernel,
+    address_of,
     cache_dir,
     entry_address,
     function_of,
@@ -64,15 +64,6 @@ def _load(text: str, module_name: str, file_name: str) -> None:
     except BaseException:
         del sys.modules[module_name]
         raise
-
-
-def _address(array: np.ndarray) -> int:
-    """Return where an array's elements are.
-
-    The pointer stands behind the object's head, as NumPy's C interface says (PyArrayObject). To ask
-    the array for it takes four times as long, for the answer comes in a dict of seven things.
-    """
-    return ctypes.c_size_t.from_address(id(array) + object.__basicsize__).value
 
 
 class Executable:
@@ -194,7 +185,7 @@ class CPUExecutable(Executable):
             self._memory[slot] = what
         elif isinstance(what, np.ndarray):
             self._data.append(what)  # keeps it alive
-            self._memory[slot] = _address(what)
+            self._memory[slot] = address_of(what)
         elif what.source == "argument":
             self._arguments.append((slot, what.index))
         elif what.source == "leaf":
@@ -202,7 +193,7 @@ class CPUExecutable(Executable):
         elif what.source == "gradient":
             self._gradients.append((slot, what.leaf))
         elif what in self.plan.places:
-            self._memory[slot] = _address(self._arena) + self.plan.places[what]
+            self._memory[slot] = address_of(self._arena) + self.plan.places[what]
 
     def _plan_kept(self) -> None:
         """Decide on memory for what the caller gets: each result has its own, gradients share one.
@@ -261,17 +252,17 @@ class CPUExecutable(Executable):
     def _run(self, args: list[Array]) -> dict[Buffer, np.ndarray]:
         memory = self._memory
         for slot, index in self._arguments:
-            memory[slot] = _address(args[index]._data)
+            memory[slot] = address_of(args[index]._data)
         for k, (slot, leaf, data) in enumerate(self._leaves):
             if leaf._data is not data:  # at the first call, and after an assignment
-                memory[slot] = _address(leaf._data)
+                memory[slot] = address_of(leaf._data)
                 self._leaves[k] = slot, leaf, leaf._data
         for slot, leaf in self._gradients:
-            memory[slot] = _address(leaf._grad._data)
+            memory[slot] = address_of(leaf._grad._data)
         kept = {}
         for new, parts, places, starts in self._blocks:
             block = new()
-            memory[places] = starts + _address(block)
+            memory[places] = starts + address_of(block)
             for buffer, shape, dtype, start in parts:
                 kept[buffer] = np.ndarray(shape, dtype, block, start)
         self.threads = dispatch.get_num_threads()

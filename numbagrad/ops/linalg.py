@@ -10,7 +10,7 @@ import numpy as np
 from ..array import Array, asarray, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
-from ..kernels_cpu import BLOCK_ROWS, BLOCK_STEPS
+from ..kernels_cpu import BLOCK_ROWS, BLOCK_STEPS, PANEL_STRIPS
 from ..simd import TILE_COLUMNS, VECTOR_BYTES
 from .elementwise import (
     broadcast_shape,
@@ -25,7 +25,7 @@ from .shaping import reshape
 
 TURNED_COLUMNS = 192  # that a transposed a serves, for laying it out straight to pay
 FEW_ROWS = 3  # too few for a tile
-SHARD_ROWS = 64  # at least, and four times that if there are enough: each shard packs b anew
+SHARD_ROWS = SHARD_COLUMNS = 64  # at least, and four times that if there are enough
 
 
 def _rows_columns(shape: tuple[int, ...], transpose: bool) -> tuple[int, int]:
@@ -58,28 +58,37 @@ def _matmul_infer(a, b, bias, *, transpose_a, transpose_b):
 
 
 def _matmul_views(call: Call) -> Views:
-    """See everything flat; parameters are n, k, the width of a's rows, and which rows of out."""
+    """See everything flat.
+
+    Parameters are n, k, the width of a's rows, and which rows and columns of out.
+    """
     a = call.inputs[0]
     m, n = call.outputs[0].shape[-2:]
     k = _rows_columns(a.shape, call.transpose_a)[1]
-    return flat(call, call.transpose_a, call.transpose_b, n, k, a.shape[-1], 0, m)
+    return flat(call, call.transpose_a, call.transpose_b, n, k, a.shape[-1], 0, m, 0, n)
 
 
 def _matmul_workspace(call: Call):
-    """Room for tables of the tiles' rows, a strip of b, a block of a.
+    """Room for tables of the tiles' rows, a panel of b, a block of a.
 
     There are no tables for products of a few rows, which go without tiles.
     """
     a = call.inputs[0]
-    if call.device != "cpu" or _has_few_rows(call.outputs[0].shape[-2], call.transpose_a):
-        return [((0, 0), np.int64), ((0,), a.dtype), ((0,), a.dtype)]
     m, n = call.outputs[0].shape[-2:]
+    if call.device != "cpu" or _has_few_rows(m, call.transpose_a):
+        return [((0, 0), np.int64), ((0,), a.dtype), ((0,), a.dtype)]
     lanes = strip_width(1, a.dtype.itemsize)
     rows = min(m, BLOCK_ROWS)
+    steps = min(_rows_columns(a.shape, call.transpose_a)[1], BLOCK_STEPS)
+    strip = TILE_COLUMNS * lanes
+    panel = steps * strip * min(-(-n // strip), PANEL_STRIPS)
     turned = call.transpose_a and n >= TURNED_COLUMNS
-    block = rows * (BLOCK_STEPS + lanes) if turned else 0
-    strip = BLOCK_STEPS * TILE_COLUMNS * lanes
-    return [((3, rows), np.int64), ((strip,), a.dtype), ((block,), a.dtype)]
+    block = rows * (strip_width(steps, a.dtype.itemsize) + lanes) if turned else 0
+    return [
+        ((3, rows), np.int64),
+        ((panel,), a.dtype),
+        ((block,), a.dtype),
+    ]
 
 
 def _has_few_rows(rows: int, transpose_a: bool) -> bool:
@@ -88,23 +97,37 @@ def _has_few_rows(rows: int, transpose_a: bool) -> bool:
 
 
 def _matmul_split(call: Call) -> list[Split]:
-    """Cut a batch into matrices, or one product into rows."""
+    """Cut a batch into matrices, or one product into columns or rows.
+
+    A shard of columns packs its own of b, one of rows packs all of b anew: so columns come first.
+    """
     *batch, m, n = call.outputs[0].shape
     count = size_of(tuple(batch))
     if count != 1:
         steps = [size_of(spec.shape[-2:]) if spec.ndim > 2 else 0 for spec in call.inputs[:2]]
         return [Split(count, (*steps, 0), (m * n,))]
 
-    grain = SHARD_ROWS
-    while grain < 4 * SHARD_ROWS and 8 * grain <= m:
-        grain *= 2
-
     def rows(scalars, lo, hi):
         # The rows of a transposed a are columns, which no slice holds: it comes whole.
-        return (*scalars[:-2], lo if call.transpose_a else 0, hi - lo)
+        *others, _, _, left, columns = scalars
+        return (*others, lo if call.transpose_a else 0, hi - lo, left, columns)
+
+    def columns(scalars, lo, hi):
+        return (*scalars[:-2], lo, hi - lo)
 
     step_a = 0 if call.transpose_a else call.inputs[0].shape[-1]
-    return [Split(m, (step_a, 0, 0), (n,), rows, grain)]
+    return [
+        Split(n, (0, 0, 0), (0,), columns, _grain(n, SHARD_COLUMNS)),
+        Split(m, (step_a, 0, 0), (n,), rows, _grain(m, SHARD_ROWS)),
+    ]
+
+
+def _grain(size: int, least: int) -> int:
+    """Return how many rows or columns shards are multiples of: of many, more at a time."""
+    grain = least
+    while grain < 4 * least and 8 * grain <= size:
+        grain *= 2
+    return grain
 
 
 def _matmul_cost(call: Call) -> tuple[float, float]:
@@ -163,7 +186,8 @@ def _matmul(
         tall = reshape(a, (size_of(a.shape[:-1]), a.shape[-1]))
         out = _matmul(tall, b, False, transpose_b, bias)
         return reshape(out, (*a.shape[:-1], out.shape[-1]))
-    bias = nothing(b.dtype, b.device) if bias is None else bias
+    if bias is None:
+        bias = nothing(b.spec.dtype, b.spec.device)
     return apply(_MATMUL, a, b, bias, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
@@ -189,12 +213,12 @@ def matmul(a: Any, b: Any) -> Array:
     Array([11.], dtype=float32)
     """
     a, b = promote("matmul", a, b)
+    if len(a.spec.shape) == len(b.spec.shape) == 2:
+        return _matmul(a, b, False, False)
     if a.ndim == 0 or b.ndim == 0:
         raise ShapeError(f"matmul: needs vectors or matrices, got shapes {a.shape} and {b.shape}")
     if a.dtype.kind != "f":
         raise DTypeError(f"matmul: needs float32 or float64, got {a.dtype}; use x.astype()")
-    if a.ndim == b.ndim == 2:
-        return _matmul(a, b, False, False)
     vector_a, vector_b = a.ndim == 1, b.ndim == 1
     if a.shape[-1] != b.shape[0 if vector_b else -2]:
         raise ShapeError(
