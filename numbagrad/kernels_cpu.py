@@ -664,9 +664,7 @@ BLOCK_UNIT = 24  # rows: whole tiles, wide and narrow
 BLOCK_ROWS, BLOCK_STEPS = 11 * BLOCK_UNIT, 512
 PANEL_STRIPS = 8
 PACKED_ROWS = 48  # that read a panel of b, for packing it to pay
-NEAR = 1 << 15  # elements of a panel that is read as fast where it lies, its rows are so close
-FAR = 1 << 16  # elements from which its rows lie so far apart that packing pays for a few rows
-PACKED_ROWS_FAR = 12
+FAR = 1 << 18  # elements of b from a panel's first row to its last: more pages than a core knows
 
 
 @njit
@@ -812,13 +810,13 @@ def matmul_forward(
 
 @njit
 def _pays_to_pack(m, n, steps, lanes):
-    """Return whether m rows repay packing a panel of b, whose rows of n lie one after the other.
+    """Return whether m rows repay packing a panel of b, whose rows are n elements apart.
 
-    If these are short, or start at whole vectors and close together, b is read as fast unpacked.
+    Sooner if they are far apart, later if all start at a whole vector: these load as fast unpacked.
     """
     if n * steps >= FAR:
-        return m >= PACKED_ROWS_FAR
-    return m >= PACKED_ROWS and not (n % lanes == 0 and n * steps <= NEAR)
+        return m >= PACKED_ROWS // 2
+    return m >= (PACKED_ROWS if n % lanes else 2 * PACKED_ROWS)
 
 
 # =================================================================== shaping
