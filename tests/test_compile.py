@@ -310,6 +310,18 @@ def test_captured_arrays_are_read_at_each_call():
     assert shifted(x).tolist() == [20.0, 12.0]
 
 
+def test_numpy_arrays_around_may_change():
+    scale, table = np.array([2.0], np.float32), {"shift": np.zeros(1, np.float32)}
+    f = ng.compile(lambda x: x * ng.asarray(scale) + ng.asarray(table["shift"]))
+    assert f(ng.asarray([1.0])).tolist() == [2.0]
+    scale[0] = 3
+    assert f(ng.asarray([1.0])).tolist() == [3.0]
+    table["shift"][0] = 1
+    assert f(ng.asarray([1.0])).tolist() == [4.0]
+    scale[0], table["shift"][0] = 2, 0
+    assert f(ng.asarray([1.0])).tolist() == [2.0]
+
+
 def test_methods():
     class Trainer:
         def __init__(self, factor):
@@ -472,6 +484,46 @@ def test_gradients_are_read_and_written_as_attributes():
         assert weight.grad.tolist() == [value / 2]
         replace(ng.asarray([3.0]))
         assert weight.grad.tolist() == [value / 4 + 3]
+
+
+@pytest.mark.parametrize("size", [3, 20_000], ids=["small", "pooled"])
+@pytest.mark.parametrize(
+    "keep",
+    [lambda g: g, lambda g: g.reshape((-1, 1)), np.asarray, lambda g: g[1:]],
+    ids=["gradient", "reshaped", "numpy", "slice"],
+)
+def test_gradients_that_somebody_holds_stay(keep, size):
+    weight, other = (L.Parameter(np.ones(size, np.float32)) for _ in range(2))
+
+    @ng.compile
+    def step(x):
+        weight.grad = other.grad = None
+        ((weight + other) * x).sum().backward()
+
+    held = []
+    for k in range(4):
+        step(ng.asarray(np.full(size, k, np.float32)))
+        held.append(keep(weight.grad))
+        assert np.all(other.grad.numpy() == k)
+    for k, gradient in enumerate(held):
+        assert np.all(np.asarray(gradient) == k)
+
+
+def test_gradients_that_nobody_holds_are_written_over():
+    weight = L.Parameter(np.ones(3, np.float32))
+
+    @ng.compile
+    def step(x):
+        weight.grad = None
+        (weight * x).sum().backward()
+
+    places = set()
+    for k in range(3):
+        step(ng.asarray([0.0, 1.0, k]))
+        places.add(weight.grad.numpy().tolist() == [0.0, 1.0, k] and id(weight.grad))
+    assert len(places) == 1
+    step(weight.grad)  # now it is an argument, too
+    assert weight.grad.tolist() == [0.0, 1.0, 2.0]
 
 
 def test_parameters_as_arguments_train():

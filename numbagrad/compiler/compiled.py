@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
+import operator
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -85,6 +88,7 @@ class Executable:
             target for equation in trace.equations for target in equation.targets or ()
         ]
         self._gradients_read = [buffer.leaf for buffer in source.plan.gradients_read]
+        self._to_give = list(self.plan.gradients)
 
     @property
     def is_current(self) -> bool:
@@ -115,9 +119,12 @@ class Executable:
                 return before[id(ref.buffer.leaf)]
             return self._array(ref, args, kept, before)
 
-        for leaf, ref in self.plan.gradients:
-            leaf.grad = None if ref is None else value(ref)
+        self._give_gradients(value)
         return map_leaves(self.plan.result, value)
+
+    def _give_gradients(self, value: Callable[[Ref], Array]) -> None:
+        for leaf, ref in self._to_give:
+            leaf.grad = None if ref is None else value(ref)
 
     def _run(self, args: list[Array]) -> dict[Buffer, Any]:
         """Run the step; return the values that the caller gets, which nobody else will change."""
@@ -163,7 +170,6 @@ class CPUExecutable(Executable):
         self._data: list[Any] = []
         self._arguments: list[tuple[int, int]] = []
         self._gradients: list[tuple[int, Array]] = []
-        self._kept: dict[Buffer, tuple[int, Any]] = {}
         for slot, what in enumerate(self.source.slots):
             self._place(slot, what)
         self._plan_kept()
@@ -198,27 +204,20 @@ class CPUExecutable(Executable):
     def _plan_kept(self) -> None:
         """Decide on memory for what the caller gets: each result has its own, gradients share one.
 
-        So each step asks for memory once or twice, and who keeps a loss keeps no gradients alive.
+        So each step asks for memory once, and who keeps a loss keeps no gradients alive.
         """
         results: list[Buffer] = []
         map_leaves(self.plan.result, lambda x: isinstance(x, Ref) and results.append(x.buffer))
         slots = {
             what: slot for slot, what in enumerate(self.source.slots) if isinstance(what, Buffer)
         }
-        blocks = [[buffer] for buffer in self.plan.kept if buffer in results]
-        blocks.append([buffer for buffer in self.plan.kept if buffer not in results])
-        self._blocks = []
-        for block in filter(None, blocks):
-            sizes = [-(-buffer.nbytes // devices.LINE) * devices.LINE for buffer in block]
-            starts = np.cumsum([0, *sizes])[:-1]
-            parts = [
-                (buffer, buffer.spec.shape, buffer.spec.dtype, int(start))
-                for buffer, start in zip(block, starts, strict=True)
-            ]
-            known = [k for k, buffer in enumerate(block) if buffer in slots]
-            places = np.array([slots[block[k]] for k in known], np.int64)
-            new = devices.CPU.allocator((sum(sizes),), np.dtype(np.uint8))
-            self._blocks.append((new, parts, places, starts[known].astype(np.int64)))
+        self._results = [_Block([x], slots) for x in self.plan.kept if x in results]
+        others = [buffer for buffer in self.plan.kept if buffer not in results]
+        shared = [isinstance(ref, Ref) and ref.buffer in others for _, ref in self._to_give]
+        given = list(itertools.compress(self._to_give, shared))
+        self._to_give = list(itertools.compress(self._to_give, map(operator.not_, shared)))
+        is_read = bool(self._gradients_read)  # a new gradient must not overwrite what it adds to
+        self._shared = _Shared(others, slots, given, self._part, is_read)
 
     def _link(self) -> None:
         """Have all kernels compiled, or loaded, that the emitted code calls by name."""
@@ -259,18 +258,87 @@ class CPUExecutable(Executable):
                 self._leaves[k] = slot, leaf, leaf._data
         for slot, leaf in self._gradients:
             memory[slot] = address_of(leaf._grad._data)
-        kept = {}
-        for new, parts, places, starts in self._blocks:
-            block = new()
-            memory[places] = starts + address_of(block)
-            for buffer, shape, dtype, start in parts:
-                kept[buffer] = np.ndarray(shape, dtype, block, start)
+        kept: dict[Buffer, np.ndarray] = {}
+        for block in self._results:
+            block.take(memory, kept)
+        self._shared.take(memory, kept)
         self.threads = dispatch.get_num_threads()
         for run, seconds in zip(self._runs, self.seconds, strict=True):
             started = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - started)
         return kept
+
+    def _give_gradients(self, value: Callable[[Ref], Array]) -> None:
+        super()._give_gradients(value)
+        self._shared.give()
+
+
+class _Block:
+    """Values that the caller gets, in one piece of memory."""
+
+    def __init__(self, buffers: list[Buffer], slots: dict[Buffer, int]):
+        sizes = [-(-buffer.nbytes // devices.LINE) * devices.LINE for buffer in buffers]
+        starts = np.cumsum([0, *sizes])[:-1]
+        self._parts = [
+            (buffer, buffer.spec.shape, buffer.spec.dtype, int(start))
+            for buffer, start in zip(buffers, starts, strict=True)
+        ]
+        known = [k for k, buffer in enumerate(buffers) if buffer in slots]
+        self._places = np.array([slots[buffers[k]] for k in known], np.int64)
+        self._starts = starts[known].astype(np.int64)
+        self._new = devices.CPU.allocator((sum(sizes),), np.dtype(np.uint8))
+
+    def take(self, memory: np.ndarray, kept: dict[Buffer, np.ndarray]) -> np.ndarray:
+        """Take new memory: its addresses go into ``memory``, arrays there into ``kept``."""
+        block = self._new()
+        memory[self._places] = self._starts + address_of(block)
+        for buffer, shape, dtype, start in self._parts:
+            kept[buffer] = np.ndarray(shape, dtype, block, start)
+        return block
+
+
+class _Shared:
+    """The block of all that the caller gets but for results: gradients, mostly.
+
+    The next step writes into it again, where nobody but the parameters refers to a gradient of the
+    last: that saves time, memory, and room in the cache. References are counted to know.
+    """
+
+    def __init__(self, buffers, slots, given: list[tuple[Array, Ref]], part, is_read: bool):
+        self._block = _Block(buffers, slots)
+        self._given, self._part, self._is_read = given, part, is_read
+        self._kept: dict[Buffer, np.ndarray] = {}
+        self._arrays: list[Array] = []
+        self._held: list[Any] = []
+        self._most: list[int] = []  # references to each of these, if nobody else has one
+
+    def take(self, memory: np.ndarray, kept: dict[Buffer, np.ndarray]) -> None:
+        """Add this step's arrays to ``kept``, in the memory of the last step's or in new memory."""
+        if self._is_read or not self._held or any(map(operator.gt, self._count(), self._most)):
+            self._renew(memory)
+            # Each gradient will be its parameter's, too.
+            self._most = list(map(operator.add, self._count(), self._later))
+        kept.update(self._kept)
+
+    def _renew(self, memory: np.ndarray) -> None:
+        self._kept, self._arrays, self._held = {}, [], []
+        block = self._block.take(memory, self._kept)
+        for _, ref in self._given:
+            data = self._part(self._kept[ref.buffer], ref.offset, ref.spec.shape)
+            self._arrays.append(Array(data, ref.spec))
+        data = [x._data for x in self._arrays]
+        self._held = [*self._arrays, *data, *self._kept.values(), block]
+        self._later = [1] * len(self._arrays) + [0] * (len(self._held) - len(self._arrays))
+
+    def _count(self) -> Iterator[int]:
+        return map(sys.getrefcount, self._held)
+
+    def give(self) -> None:
+        """Give parameters their gradients."""
+        for (leaf, _), array in zip(self._given, self._arrays, strict=True):
+            if leaf._grad is not array:
+                leaf.grad = array
 
 
 def _run_region(name: str, entry: int, words: np.ndarray) -> None:

@@ -80,7 +80,8 @@ def compile(
     Notes
     -----
     What the function reads from around it is compared at each call: closures, globals, lists, and
-    the attributes of modules, optimisers and other objects. A bad value that a kernel finds, such
+    the attributes of modules, optimisers and other objects, NumPy arrays of up to 1 MiB number by
+    number; larger ones are taken to stay as they are. A bad value that a kernel finds, such
     as a label out of range, is reported when the whole step has run; on a GPU at the next read of
     an array, as in ops.
 
@@ -327,6 +328,8 @@ def _flatten(value: Any, arrays: list, objects: list) -> Any:
 
 def _as_arrays(found: list) -> list[Array]:
     """Make arrays of what `_flatten` took out; floats are as the arrays beside them."""
+    if all([isinstance(x, Array) for x in found]):
+        return found
     devices = {x.device for x in found if isinstance(x, Array)}
     device = devices.pop() if len(devices) == 1 else None
     dtypes = {x.dtype for x in found if isinstance(x, Array) and x.dtype in FLOATS}
@@ -501,30 +504,60 @@ class _Look:
 
     def __init__(self, objects: list[Any], holders: list[Any]):
         self.objects = objects
-        self.held = [(holder, _held_by(holder)) for holder in holders]
-        self.arrays = [x for _, values in self.held for x in values if isinstance(x, Array)]
+        self.holders = holders
+        self.held = self._hold_now()
+        self.arrays = [x for x in self.held if isinstance(x, Array)]
         self.need_gradients = [x.requires_grad for x in self.arrays]
+        self.numbers = [(x, x.copy()) for x in self.held if _is_compared(x)]
+
+    def _hold_now(self) -> list[Any]:
+        """Return what all holders hold, one after the other, each with an end of its own."""
+        now: list[Any] = []
+        for holder in self.holders:
+            _add_held_by(holder, now)
+            now.append(_END)
+        return now
 
     def is_the_same(self, objects: list[Any]) -> bool:
         return (
             _are_the_same(objects, self.objects)
             and [x.requires_grad for x in self.arrays] == self.need_gradients
-            and all([_are_the_same(_held_by(holder), values) for holder, values in self.held])
+            and _are_the_same(self._hold_now(), self.held)
+            and all([_same_numbers(x, copy) for x, copy in self.numbers])
         )
+
+
+_END = object()
+COMPARED_BYTES = 1 << 20  # of a NumPy array: a larger one is taken to stay as it is
+
+
+def _is_compared(value: Any) -> bool:
+    return (
+        isinstance(value, np.ndarray)
+        and value.nbytes <= COMPARED_BYTES
+        and not value.dtype.hasobject
+    )
+
+
+def _same_numbers(x: np.ndarray, copy: np.ndarray) -> bool:
+    """Return whether an array still has the bits that it had."""
+    return x.shape == copy.shape and x.dtype == copy.dtype and x.tobytes() == copy.tobytes()
 
 
 def _are_the_same(values: list[Any], others: list[Any]) -> bool:
     return len(values) == len(others) and all(map(operator.is_, values, others))
 
 
-def _held_by(holder: Any) -> list[Any]:
-    """Return what a function, a list, a dict or an object holds now."""
+def _add_held_by(holder: Any, now: list[Any]) -> None:
+    """Append what a function, a list, a dict or an object holds now."""
     if isinstance(holder, pytypes.FunctionType):
-        return _around(holder)
-    if isinstance(holder, list):
-        return holder[:]
-    space = holder if isinstance(holder, dict) else holder.__dict__
-    return [*space, *space.values()]
+        now += _around(holder)
+    elif isinstance(holder, list):
+        now += holder
+    else:
+        space = holder if isinstance(holder, dict) else holder.__dict__
+        now += space
+        now += space.values()
 
 
 def _holders(value: Any) -> list[Any]:
@@ -542,7 +575,9 @@ def _holders(value: Any) -> list[Any]:
 
 def _mark_of(holder: Any) -> tuple:
     """Return a key of what something holds: plain values as they are, others by their identity."""
-    return tuple(map(_mark_of_value, _held_by(holder)))
+    held: list[Any] = []
+    _add_held_by(holder, held)
+    return tuple(map(_mark_of_value, held))
 
 
 def _mark_of_value(x: Any) -> Any:
@@ -551,6 +586,8 @@ def _mark_of_value(x: Any) -> Any:
         return kind, repr(x)  # tells -0.0 from 0.0, and takes nan for nan
     if kind in PLAIN or isinstance(x, np.generic):
         return kind, x
+    if _is_compared(x):
+        return id(x), x.shape, x.dtype.str, x.tobytes()
     return (id(x), x.requires_grad) if isinstance(x, Array) else id(x)
 
 
