@@ -10,6 +10,7 @@ import pytest
 from numba import config
 
 import numbagrad as ng
+from numbagrad.compiler import function
 from numbagrad.dispatch import Split
 from numbagrad.errors import GraphError, TraceError
 from numbagrad.roofline import Roof
@@ -334,6 +335,41 @@ def test_methods():
     x = ng.asarray([1.0, 2.0])
     assert Trainer([2.0, 2.0]).run(x).tolist() == [2.0, 4.0]
     assert Trainer([3.0, 3.0]).run(x).tolist() == [3.0, 6.0]
+
+
+class Emitted:
+    """Stands in for a compiled step: nothing is compiled, a call gives the source."""
+
+    is_current = True
+
+    def __init__(self, source, *_):
+        self.source = source
+
+    def __call__(self, *arrays):
+        return self.source.text
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [("mlp", (784,)), ("lenet", (28, 28, 1)), ("convnet6", (32, 32, 3)), ("resnet8", (32, 32, 3))],
+)
+def test_a_last_batch_finds_the_source_of_the_others(model, shape, monkeypatch):
+    monkeypatch.setattr(function, "CPUExecutable", Emitted)
+    model = getattr(ng.models, model)()
+    opt = ng.optim.Adam(model.parameters())
+
+    @ng.compile(dynamic=["batch"])
+    def step(images, labels):
+        opt.zero_grad()
+        ng.softmax_cross_entropy(model(images), labels).backward()
+        opt.step()
+
+    texts = [
+        step(np.zeros((batch, *shape), np.float32), np.zeros(batch, np.int64))
+        for batch in (64, 16, 48, 80, 7)
+    ]
+    assert len(set(texts)) == 1
+    assert " batch = memory[" in texts[0]
 
 
 def test_one_source_for_all_batch_sizes():

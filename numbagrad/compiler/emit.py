@@ -18,7 +18,9 @@ from .graph import Combine, Node
 from .linkage import user_kernels
 from .plan import Plan
 
-_TAKEN_OUT = re.compile(r"(batch|size|number|region|combine|accumulate)(_|$)")  # see `generalise`
+_TAKEN_OUT = re.compile(
+    r"(batch|size|number|shards|region|combine|accumulate)(_|$)"
+)  # see `generalise`
 
 
 class Names:

@@ -8,7 +8,8 @@ that starts later, or another batch size, finds the same text and with it the co
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,35 @@ RESERVED = {
 DTYPES = {"bool": "boolean"}  # names in Numba that are not NumPy's
 
 
+@dataclass(frozen=True)
+class General:
+    """A source that serves any batch: see `Source.generalise`.
+
+    Attributes
+    ----------
+    pieces
+        The text for one batch, cut at its numbers: every second piece is one.
+    named
+        The numbers that depend on the batch: a name for each place among the pieces.
+    text
+        The text with these names in their places.
+    """
+
+    pieces: list[str]
+    named: dict[int, str]
+    text: str
+
+
+def _name_of(numbers: Sequence[str], batches: Sequence[int], count: int) -> str:
+    """Name a number by what it is for each of some batches."""
+    if numbers[0].startswith("np."):
+        return f"number_{count}"
+    times = int(numbers[0]) // batches[0]
+    if [int(number) for number in numbers] == [times * batch for batch in batches]:
+        return "batch" if times == 1 else f"batch_times_{times}"
+    return f"size_{count}"
+
+
 class Source:
     """The text of a plan, and what its `memory` argument holds.
 
@@ -46,10 +76,13 @@ class Source:
         The name of the function of each region.
     kernels, calls
         The kernels by name, and the types of the arguments that each is called with.
+    general
+        What makes the text serve any batch, if it does.
     """
 
     def __init__(self, plan: Plan, names: dict[int, str]):
         self.plan = plan
+        self.general: General | None = None
         self.slots: list[Buffer | np.ndarray | int] = []
         self._slot_of: dict[int, int] = {}
         kernels = [node.op.kernel for node in plan.nodes if isinstance(node, Node)]
@@ -65,60 +98,78 @@ class Source:
         blocks = [self._region(at, region) for at, region in enumerate(plan.regions)]
         self.text = "\n\n".join([self._head(), *blocks]) + "\n"
 
-    def generalise(self, other: Source, batch: int) -> None:
-        """Take numbers that differ from another batch's source out of the text, into `slots`.
+    def generalise(self, others: Sequence[Source], batches: Sequence[int]) -> None:
+        """Take numbers that differ from other batches' sources out of the text, into `slots`.
 
         What is left serves any batch: another one finds the same text, and so the same code. If
-        the two differ in more than numbers, the text stays as it is.
+        they differ in more than numbers, the text stays as it is.
 
         Parameters
         ----------
-        other
-            The source of the same function for a batch twice as large.
-        batch
-            The extent of the batch here.
+        others
+            Sources of the same function for other batches. The more there are, the surer are two
+            numbers taken for one only where they always are the same.
+        batches
+            The extent of the batch here, and there.
         """
-        pieces, others = _NUMBERS.split(self.text), _NUMBERS.split(other.text)
-        if pieces[::2] != others[::2]:
+        pieces = _NUMBERS.split(self.text)
+        texts = [_NUMBERS.split(other.text) for other in others]
+        if any(pieces[::2] != other[::2] for other in texts):
             return
-        names: dict[tuple[str, str], str] = {}  # what a number is in both: its name
-        values: dict[str, str] = {}  # a name: how it is read
-        slots: list[np.ndarray | int] = []
+        names: dict[tuple[str, ...], str] = {}  # what a number is in all: its name
+        named: dict[int, str] = {}  # the places of these numbers among the pieces
         for k in range(1, len(pieces), 2):
-            both = pieces[k], others[k]
-            if both[0] == both[1]:
-                continue
-            if both not in names:
-                slot = f"memory[{len(self.slots) + len(slots)}]"
-                if both[0].startswith("np."):
-                    dtype = both[0][len("np.") :].partition("(")[0]
-                    number = float(both[0].partition("(")[2][:-1])
-                    slots.append(np.array([number], dtype))
-                    names[both] = f"number_{len(names)}"
-                    values[names[both]] = f"array_at({slot}, (1,), {dtype})[0]"
-                else:
-                    value, doubled = map(int, both)
-                    slots.append(value)
-                    names[both] = f"size_{len(names)}"
-                    if value % batch == 0 and doubled == 2 * value:
-                        times = value // batch
-                        names[both] = "batch" if times == 1 else f"batch_times_{times}"
-                    values[names[both]] = slot
-            pieces[k] = names[both]
-        functions = "".join(pieces).split("\n@njit\n")
+            numbers = (pieces[k], *(other[k] for other in texts))
+            if len(set(numbers)) > 1:
+                named[k] = names.setdefault(numbers, _name_of(numbers, batches, len(names)))
+        values = self._read_from_slots(pieces, named)
+        text = "".join(named.get(k, piece) for k, piece in enumerate(pieces))
+        functions = text.split("\n@njit\n")
         heads = [text for text in functions if "    here = scratch.ctypes.data\n" not in text]
         if any(re.search(rf"\b{name}\b", text) for name in values for text in heads):
             return  # a number that a helper needs: the width of rows that are as long as the batch
         for k, function in enumerate(functions):
             lines = [
                 f"    {name} = {value}\n"
-                for name, value in values.items()
+                for name, (value, _) in values.items()
                 if re.search(rf"\b{name}\b", function)
             ]
             head, here, body = function.partition("    here = scratch.ctypes.data\n")
             functions[k] = head + here + "".join(lines) + body
-        self.text = "\n@njit\n".join(functions)
-        self.slots += slots
+        self._take(General(pieces, named, "\n@njit\n".join(functions)), values)
+
+    def follow(self, general: General) -> bool:
+        """Take over a source that serves any batch, if this is the same but for those numbers."""
+        pieces = _NUMBERS.split(self.text)
+        if pieces[::2] != general.pieces[::2]:
+            return False
+        found: dict[str, str] = {}
+        for k in range(1, len(pieces), 2):
+            name = general.named.get(k)
+            same = general.pieces[k] if name is None else found.setdefault(name, pieces[k])
+            if pieces[k] != same:
+                return False
+        self._take(general, self._read_from_slots(pieces, general.named))
+        return True
+
+    def _read_from_slots(self, pieces: list[str], named: dict[int, str]) -> dict[str, tuple]:
+        """Return by name how a number is read from `memory`, and what will lie there."""
+        values: dict[str, tuple[str, np.ndarray | int]] = {}
+        for k, name in named.items():
+            if name in values:
+                continue
+            slot = f"memory[{len(self.slots) + len(values)}]"
+            if pieces[k].startswith("np."):
+                dtype, _, number = pieces[k][len("np.") : -1].partition("(")
+                read = f"array_at({slot}, (1,), {dtype})[0]"
+                values[name] = read, np.array([float(number)], dtype)
+            else:
+                values[name] = slot, int(pieces[k])
+        return values
+
+    def _take(self, general: General, values: dict[str, tuple]) -> None:
+        self.general, self.text = general, general.text
+        self.slots += [value for _, value in values.values()]
 
     # ------------------------------------------------------------------ names
 
@@ -157,6 +208,7 @@ class Source:
         function = f"region_{at}"
         self.functions.append(function)
         self._used: dict[Buffer, str] = {}
+        self._counted: dict[Region, str] = {}  # whose shards depend on the batch
         body = [line for node in region.nodes for line in self._node(node, region)]
         inner = "        " if region.axis else "    "
         head = [f"    {name} = {address}" for name, address in self._addresses(region)]
@@ -178,13 +230,24 @@ class Source:
                 yield name, f"here + {region.scratch[buffer]}"
             else:
                 yield name, f"memory[{self._slot(buffer)}]"
+        for counted, name in self._counted.items():
+            yield name, f"memory[{self._slot_of[id(counted)]}]"
+
+    def _shards(self, region: Region) -> int | str:
+        """Return into how many pieces a region is cut: a number, or the name of one."""
+        if not region.is_open:
+            return region.shards
+        if id(region) not in self._slot_of:
+            self._slot_of[id(region)] = len(self.slots)
+            self.slots.append(region.shards)
+        return self._counted.setdefault(region, f"shards_{len(self._counted)}")
 
     def _node(self, node: Node | Combine | Fused, region: Region) -> list[str]:
         if isinstance(node, Combine):
             self._combines.add(node.how)
             parts, size = self._name(node.parts), node.out.spec.size
             dtype = node.out.spec.dtype
-            shards = node.parts.spec.shape[0]
+            shards = self._shards(node.parts.made_in)
             return [
                 f"combine_{node.how}({self._array(parts, (shards, size), dtype)}, "
                 f"{self._array(self._name(node.out), (size,), dtype)})"

@@ -9,6 +9,7 @@ import itertools
 import operator
 import threading
 import types as pytypes
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from ..ops.convolution import get_winograd
 from .compiled import CPUExecutable, Executable
 from .compiled_cuda import CUDAExecutable
 from .draw import StepGraph, draw
+from .emit_cpu import General
 from .emit_cpu import Source as CPUSource
 from .emit_cuda import Source as CUDASource
 from .export import export
-from .plan import Plan, batch_axis, make_device_plan, make_plan
+from .plan import Decisions, Plan, batch_axis, make_device_plan, make_plan
 from .report import StepReport, report
 from .simplify import simplify
 from .trace import Trace, spec_text, trace
@@ -37,6 +39,7 @@ PLAIN = {bool, int, str, bytes, type(None)}
 NOT_OBJECTS = (type, pytypes.FunctionType, pytypes.MethodType, pytypes.BuiltinFunctionType,
                functools.partial, numba.core.dispatcher.Dispatcher)  # fmt: skip
 MAX_VARIANTS = 64  # of a function; what was compiled stays on disk
+MAX_GENERAL = 8  # sources for any batch that are looked through
 MAX_CAPTURED = 10_000  # things around a function
 MAX_MARKS = 1_000  # states of what is around it that are told apart
 
@@ -64,8 +67,8 @@ def compile(
     dynamic
         ``["batch"]`` writes source that serves any extent of the batch, the first axis of the first
         array: a last, shorter batch is planned anew, in some hundredths of a second, but nothing is
-        compiled for it, unless it is so small that other kernels serve it. It runs at its true
-        size, without padding. On a GPU each batch size has a source of its own.
+        compiled for it, unless it is a single row. It runs at its true size, without padding. On a
+        GPU each batch size has a source of its own.
     chunk
         How many rows of the batch are walked at a time; by default as many as fit a core's own
         cache. On a GPU each kernel sees the whole batch.
@@ -134,6 +137,9 @@ class CompiledFunction:
         self._lock = threading.Lock()
         self._surroundings = Surroundings(function)
         self._held: list[Any] = []  # arguments that keys know by their ids
+        # What serves any batch: decisions by the ops, sources.
+        self._decisions: dict[tuple[str, ...], Decisions] = {}
+        self._general: deque[General] = deque(maxlen=MAX_GENERAL)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else pytypes.MethodType(self, instance)
@@ -236,16 +242,24 @@ class CompiledFunction:
 
         def written(traced: Trace) -> tuple[CPUSource, list[Array]]:
             equations, folded = simplify(traced)
-            plan = make_plan(traced, equations, self.chunk, bool(self.dynamic))
+            plan = make_plan(traced, equations, self.chunk, bool(self.dynamic), self._decisions)
+            if self.dynamic:
+                self._decisions.setdefault(plan.decisions.ops, plan.decisions)
             return CPUSource(_named(plan, given), states), folded
 
         source, folded = written(traced)
         batch = batch_axis(traced)
-        if self.dynamic and batch > 1:
-            # A function that does not take twice as large a batch is compiled for this one alone.
+        if self.dynamic and not any(map(source.follow, self._general)) and batch > 1:
+            # A function that does not take other batches is compiled for this one alone.
             with contextlib.suppress(ShapeError, TraceError, IndexError, ValueError):
-                twice, _ = written(trace(flat, *[_doubled(x, batch) for x in arrays]))
-                source.generalise(twice, batch)
+                batches = batch, 2 * batch, batch + 1
+                others = [
+                    written(trace(flat, *[_of_batch(x, batch, other) for x in arrays]))[0]
+                    for other in batches[1:]
+                ]
+                source.generalise(others, batches)
+                if source.general is not None:
+                    self._general.appendleft(source.general)
         self._say_once(source, given, before, traced.inputs)
         return CPUExecutable(source, traced, folded)
 
@@ -354,13 +368,13 @@ def _unflatten(value: Any, arrays: Iterator[Array]) -> Any:
     return value
 
 
-def _doubled(x: Array, batch: int) -> Array:
-    """Return what stands for an array in a trace of a batch twice as large; it has no data."""
+def _of_batch(x: Array, batch: int, other: int) -> Array:
+    """Return what stands for an array in a trace of another batch; it has no data."""
     if not x.shape or x.shape[0] != batch:
         return x
-    double = Array(None, x.spec._replace(shape=(2 * batch, *x.shape[1:])))
-    double.requires_grad = x.requires_grad
-    return double
+    changed = Array(None, x.spec._replace(shape=(other, *x.shape[1:])))
+    changed.requires_grad = x.requires_grad
+    return changed
 
 
 def _named(plan: Plan, arguments: list[str]) -> Plan:

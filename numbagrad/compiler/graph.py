@@ -125,6 +125,7 @@ class Region:
     chunk: int = 0
     bounds: np.ndarray = field(default_factory=lambda: np.array([0, 0]))
     is_single: bool = False  # no shard has more than one chunk
+    is_open: bool = False  # its source serves any extent of the axis
     scratch: dict[Buffer, int] = field(default_factory=dict)  # where local values start
     workspace: dict[Node, list[int]] = field(default_factory=dict)
     pieces: dict[Buffer, int] = field(default_factory=dict)  # one chunk's partial results

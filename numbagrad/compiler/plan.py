@@ -13,8 +13,8 @@ even ones stand the nodes that see whole arrays. Each node runs as early as its 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +39,19 @@ PARTIAL_SHARE = 4
 CHUNK_BYTES = 512 * 1024  # what a chunk's values may take: half of a core's own cache
 
 
+@dataclass
+class Decisions:
+    """What a plan chose by weighing how much there is to do.
+
+    For another extent of the batch a plan may follow them, so that the two differ in nothing but
+    sizes: then one source serves both.
+    """
+
+    ops: tuple[str, ...] = ()  # the names of the nodes' ops, in order
+    alone: list[bool] = field(default_factory=list)  # of nodes on whole arrays: if it is large
+    chunks: list[tuple[int, bool, int]] = field(default_factory=list)  # of regions that these make
+
+
 @dataclass(eq=False)
 class Plan:
     """All that the emitter needs to know."""
@@ -56,6 +69,7 @@ class Plan:
     unplanned_bytes: int
 
     kept: list[Buffer]  # the values that the caller gets
+    decisions: Decisions = field(default_factory=Decisions)
 
     @property
     def nodes(self) -> list[Node | Combine]:
@@ -205,8 +219,11 @@ def _next_even(buffer: Buffer) -> int:
     return buffer.ready + buffer.ready % 2 if buffer.ready >= 0 else 0
 
 
-def _stage(nodes: list[Node | Combine]) -> Iterator[Region]:
-    """Group nodes on whole arrays: each large one is cut along its own rows, with what follows."""
+def _stage(nodes: list[Node | Combine], alone: Iterator[bool]) -> Iterator[Region]:
+    """Group nodes on whole arrays: each large one is cut along its own rows, with what follows.
+
+    ``alone`` says of each node whether it is large.
+    """
     regions: list[Region] = []
     made_in: dict[Buffer, int] = {}
     touched: dict[Buffer, int] = {}  # the last region that reads or writes a buffer
@@ -215,10 +232,11 @@ def _stage(nodes: list[Node | Combine]) -> Iterator[Region]:
         if getattr(node, "is_assigning", False):
             needs += [touched.get(output, -1) for output in node.outputs]
         after = max(needs, default=-1)
-        at = _join(node, regions, after, made_in)
+        is_large = next(alone)
+        at = _join(node, regions, after, made_in, is_large)
         if at is None:
             at = len(regions)
-            regions.append(_own_region(node))
+            regions.append(_own_region(node, is_large))
         regions[at].nodes.append(node)
         for ref in node.inputs:
             touched[ref.buffer] = max(at, touched.get(ref.buffer, -1))
@@ -227,7 +245,7 @@ def _stage(nodes: list[Node | Combine]) -> Iterator[Region]:
     yield from regions
 
 
-def _join(node, regions: list[Region], after: int, made_in: dict) -> int | None:
+def _join(node, regions: list[Region], after: int, made_in: dict, is_large: bool) -> int | None:
     """Return the region that a node can be added to, if any."""
     if after >= 0 and regions[after].axis:
         axis = regions[after].axis
@@ -236,7 +254,7 @@ def _join(node, regions: list[Region], after: int, made_in: dict) -> int | None:
         if cut and _can_run_beside(node, cut, regions[after]):
             node.cut = cut
             return after
-    if _is_large(node):
+    if is_large:
         return None
     for at in range(max(after, 0), len(regions)):
         if not regions[at].axis:
@@ -256,8 +274,10 @@ def _can_run_beside(node: Node, cut: Cut, region: Region) -> bool:
     )
 
 
-def _is_large(node) -> bool:
-    return isinstance(node, Node) and node.nanoseconds >= 2 * SHARD_NS and _own_cut(node)
+def _is_large(node: Node | Combine) -> bool:
+    """Return whether a node on whole arrays is worth several threads, and can be cut for them."""
+    is_heavy = isinstance(node, Node) and node.nanoseconds >= 2 * SHARD_NS
+    return is_heavy and _own_cut(node) is not None
 
 
 def _own_cut(node: Node) -> Cut | None:
@@ -269,8 +289,8 @@ def _own_cut(node: Node) -> Cut | None:
     return None
 
 
-def _own_region(node) -> Region:
-    if not _is_large(node):
+def _own_region(node: Node | Combine, is_large: bool) -> Region:
+    if not is_large:
         return Region(0)
     node.cut = _own_cut(node)
     return Region(node.cut.split.size)
@@ -356,13 +376,21 @@ def _shortened(spec: Spec, region: Region) -> Spec | None:
     return spec._replace(shape=(extent, *spec.shape[1:]))
 
 
-def _settle(region: Region, chunk: int | None, dynamic: bool) -> None:
-    """Choose how many units a chunk takes, and the shards.
+def _settle(
+    region: Region, chunk: int | None, dynamic: bool, decided: tuple[int, bool, int] | None
+) -> None:
+    """Choose how many units a chunk takes, and the shards, or do as was ``decided``.
 
     With ``dynamic`` chunks are as large for any extent of the axis.
     """
     region.bounds = np.array([0, max(region.axis, 1)], np.int64)
     if not region.axis:
+        _scratch(region)
+        return
+    if decided is not None:
+        region.chunk, region.is_single, shards = decided
+        region.is_single &= region.chunk * shards >= region.axis
+        region.bounds = shard_bounds(region.axis, min(shards, region.axis))
         _scratch(region)
         return
     each, fixed, partial = _unit_bytes(region)
@@ -380,6 +408,7 @@ def _settle(region: Region, chunk: int | None, dynamic: bool) -> None:
     shards = max(1, min(int(total // SHARD_NS), most, region.axis))
     whole = -(-region.axis // shards)
     region.chunk = chunk if dynamic else -(-whole // -(-whole // min(chunk, whole)))
+    region.is_open = dynamic
     region.is_single = not dynamic and region.chunk * shards >= region.axis
     region.bounds = shard_bounds(region.axis, shards)
     _scratch(region)
@@ -410,6 +439,7 @@ def make_plan(
     equations: Sequence[Equation],
     chunk: int | None = None,
     dynamic: bool = False,
+    known: Mapping[tuple[str, ...], Decisions] | None = None,
 ) -> Plan:
     """Plan a traced step.
 
@@ -423,16 +453,32 @@ def make_plan(
         How many images are walked at a time; by default as many as fit a core's cache.
     dynamic
         Let nothing but sizes depend on the extent of the batch.
+    known
+        What was decided for other extents of the batch, by the names of the ops: followed if they
+        are the same.
     """
     builder = _Builder(trace, equations)
     axis = batch_axis(trace)
     positions = _place(builder, axis)
+    whole = [node for at in sorted(positions) if at % 2 == 0 for node in positions[at]]
+    decisions = Decisions(tuple([node.op.name for node in builder.nodes]))
+    like = (known or {}).get(decisions.ops)
+    if like is None or len(like.alone) != len(whole):
+        like = None
+        decisions.alone = list(map(_is_large, whole))
+    else:
+        # What is large in the one and cannot be cut in the other is left alone.
+        pairs = zip(like.alone, whole, strict=True)
+        decisions.alone = [large and _own_cut(node) is not None for large, node in pairs]
+    alone = iter(decisions.alone)
     regions: list[Region] = []
+    walks: list[Region] = []
     for at in sorted(positions):
         if at % 2:
-            regions.append(Region(axis, positions[at]))
+            walks.append(Region(axis, positions[at]))
+            regions.append(walks[-1])
         else:
-            regions += _stage(positions[at])
+            regions += _stage(positions[at], alone)
     result, gradients, checked, kept = _keep_results(trace, builder)
     _fuse_all(regions)
     for region in regions:
@@ -444,9 +490,14 @@ def make_plan(
                     output.parts.made_in = region
                 else:
                     output.made_in = region
+    chunks = iter(like.chunks if like else ())
     for region in regions:
-        batched = region.axis == axis
-        _settle(region, chunk if batched else None, dynamic and batched)
+        is_walk = region in walks
+        is_decided = region.axis > 0 and not (is_walk and dynamic)
+        decided = next(chunks, None) if is_decided else None
+        _settle(region, chunk if is_walk else None, dynamic and is_walk, decided)
+        if is_decided:
+            decisions.chunks.append((region.chunk, region.is_single, region.shards))
     for node in [node for region in regions for node in region.nodes]:
         if isinstance(node, Combine):
             shards = node.parts.made_in.shards
@@ -465,6 +516,7 @@ def make_plan(
         arena,
         unplanned,
         kept,
+        decisions,
     )
 
 

@@ -8,6 +8,7 @@ deviation.)
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from ..array import Array, Spec, State, size_of
@@ -52,17 +53,29 @@ def _split_rows(inputs: tuple[int, ...], outputs: tuple[int | str, ...]) -> Any:
 
 # -------------------------------------------------------------------- statistics
 
-BLOCK = 128  # rows: with 128 channels, 64 KB, which stay in cache for a second pass
+BLOCK = 128  # rows at most: with 128 channels, 64 KB, which stay in cache for a second pass
+LEAST_BLOCK = 32  # rows for which a block is worth its place
+
+
+@lru_cache
+def _block(x: Spec) -> int:
+    """Return how many rows a block has: if it can be, so many that each image falls into blocks.
+
+    Then a batch of any size can be cut into images.
+    """
+    pixels = size_of(x.shape[1:-1])
+    divisors = (rows for rows in range(BLOCK, LEAST_BLOCK - 1, -1) if pixels % rows == 0)
+    return next(divisors, BLOCK)
 
 
 def _moments_infer(x):
-    blocks = -(-size_of(x.shape[:-1]) // BLOCK)
+    blocks = -(-size_of(x.shape[:-1]) // _block(x))
     return ((blocks, x.shape[-1]), x.dtype), ((blocks, x.shape[-1]), x.dtype)
 
 
 def _moments_views(call: Call) -> Views:
     blocks = call.outputs[0].shape
-    return Views((_table(call.inputs[0]),), (blocks, blocks), (BLOCK,))
+    return Views((_table(call.inputs[0]),), (blocks, blocks), (_block(call.inputs[0]),))
 
 
 _MOMENTS = register(
@@ -72,7 +85,7 @@ _MOMENTS = register(
         "batch_norm_moments",
         outputs=("mean", "square"),
         arrange=_moments_views,
-        split=lambda call: [Split(call.outputs[0].shape[0], (BLOCK,), (1, 1))],
+        split=lambda call: [Split(call.outputs[0].shape[0], (_block(call.inputs[0]),), (1, 1))],
     )
 )
 
@@ -80,7 +93,7 @@ _MOMENTS = register(
 _STATISTICS = register(
     Op(
         "batch_norm_statistics",
-        lambda block_mean, block_square, *, count: (
+        lambda block_mean, block_square, *, rows, count: (
             (block_mean.shape[1:], block_mean.dtype),
             (block_mean.shape[1:], block_mean.dtype),
         ),
@@ -89,7 +102,7 @@ _STATISTICS = register(
         arrange=lambda call: Views(
             tuple(spec.shape for spec in call.inputs),
             tuple(spec.shape for spec in call.outputs),
-            (BLOCK, call.count),
+            (call.rows, call.count),
         ),
     )
 )
@@ -275,7 +288,8 @@ def batch_norm(
         return apply(_BATCH_NORM, *arrays, eps=eps, training=False)
     count = size_of(x.shape[:-1])
     with no_grad():  # the gradient of `_BATCH_NORM` covers the statistics
-        batch_mean, batch_var = apply(_STATISTICS, *apply(_MOMENTS, x), count=count)
+        rows = _block(x.spec)
+        batch_mean, batch_var = apply(_STATISTICS, *apply(_MOMENTS, x), rows=rows, count=count)
     apply_into(
         (running_mean, running_var),
         _UPDATE,
