@@ -334,6 +334,7 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
 
 
 _SIMPLE = {bool, int, str, type(None)}  # types of which equal values are the same
+_INTS = {int}
 _simple: set[tuple[type, ...]] = set()  # seen: kinds of parameters, all of them simple
 
 
@@ -342,6 +343,8 @@ def _exactly(value: Any) -> Any:
     if type(value) is float and value and value == value:
         return value  # the usual case: repr takes as long as a small kernel
     if type(value) is tuple:
+        if _INTS.issuperset(map(type, value)):
+            return value  # a shape
         return tuple(map(type, value)), tuple(map(_exactly, value))
     return repr(value) if isinstance(value, (float, np.floating)) else value
 

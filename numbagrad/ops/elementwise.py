@@ -81,6 +81,12 @@ def promote(op: str, *operands: Any) -> tuple[Array, ...]:
             break
     else:
         return operands  # the usual case, and the quick one
+    if len(operands) == 2:  # the next: a number beside floats
+        x, y = operands
+        if type(y) in (int, float) and isinstance(x, Array) and x.spec.dtype.kind == "f":
+            return x, _constant(y, x.spec.dtype, x.spec.device)
+        if type(x) in (int, float) and isinstance(y, Array) and y.spec.dtype.kind == "f":
+            return _constant(x, y.spec.dtype, y.spec.device), y
     arrays = [x for x in operands if isinstance(x, Array)]
     if not arrays:
         arrays = operands = [asarray(x) for x in operands]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ..array import Array, State, Symbol, asarray, require_same_device, size_of
+from ..array import Array, Spec, State, Symbol, asarray, require_same_device, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register, state
 from ..errors import DTypeError, GraphError, ShapeError, TraceError
 from .elementwise import astype, broadcast_to, flat, maximum, require_arrays, where
@@ -189,6 +190,17 @@ class _Key:
     @staticmethod
     def of(x: Array, key: Any) -> _Key:
         """Make sense of a key, or raise IndexError."""
+        plain = _plain(key)
+        return _Key._made(x, key) if plain is None else _Key._known(x.spec, plain)
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def _known(x: Spec, plain: tuple) -> _Key:
+        items = [slice(*item) if isinstance(item, tuple) else item for item in plain]
+        return _Key._made(x, tuple(items))
+
+    @staticmethod
+    def _made(x: Array | Spec, key: Any) -> _Key:
         slices, shape, arrays = [], [], []
         for item in _per_axis(x, key):
             if item is None:
@@ -213,7 +225,25 @@ class _Key:
         return _Key(starts, steps, counts, tuple(shape), tuple(arrays))
 
 
-def _per_axis(x: Array, key: Any) -> list[int | slice | Array | None]:
+def _plain(key: Any) -> tuple | None:
+    """Return a key as what can be looked up, if it holds but ints, slices, None and ``...``."""
+    items = key if type(key) is tuple else (key,)
+    plain = []
+    for item in items:
+        if type(item) is slice:
+            item = item.start, item.stop, item.step
+            if not _PLAIN.issuperset(map(type, item)):
+                return None
+        elif type(item) not in _PLAIN:
+            return None
+        plain.append(item)
+    return tuple(plain)
+
+
+_PLAIN = {int, type(None), type(Ellipsis)}
+
+
+def _per_axis(x: Array | Spec, key: Any) -> list[int | slice | Array | None]:
     """Return one item for each axis of x, and None for each new one.
 
     ``...`` becomes slices, a mask the indices at which it holds, and an int beside arrays one too.
@@ -246,7 +276,7 @@ def _per_axis(x: Array, key: Any) -> list[int | slice | Array | None]:
     return items
 
 
-def _item(x: Array, item: Any) -> Any:
+def _item(x: Array | Spec, item: Any) -> Any:
     """Return one item of a key as an int, a slice, None, ``...``, or an array on x's device."""
     if item is None or item is Ellipsis or isinstance(item, slice):
         return item
