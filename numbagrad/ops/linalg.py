@@ -23,7 +23,8 @@ from .elementwise import (
 from .reduction import sum
 from .shaping import reshape
 
-TURNED_COLUMNS = 192  # that a transposed a serves, for laying it out straight to pay
+TURNED_COLUMNS = 192  # that a transposed a serves, for laying it out straight to pay; or a third
+TURNED_STEPS, TURNED_ROWS = 64, 512  # of them, if it is so long and its rows lie so far apart
 FEW_ROWS = 3  # too few for a tile
 SHARD_ROWS = SHARD_COLUMNS = 64  # at least, and four times that if there are enough
 
@@ -82,13 +83,19 @@ def _matmul_workspace(call: Call):
     steps = min(_rows_columns(a.shape, call.transpose_a)[1], BLOCK_STEPS)
     strip = TILE_COLUMNS * lanes
     panel = steps * strip * min(-(-n // strip), PANEL_STRIPS)
-    turned = call.transpose_a and n >= TURNED_COLUMNS
+    turned = call.transpose_a and _pays_to_turn(a.shape[-1], steps, n)
     block = rows * (strip_width(steps, a.dtype.itemsize) + lanes) if turned else 0
     return [
         ((3, rows), np.int64),
         ((panel,), a.dtype),
         ((block,), a.dtype),
     ]
+
+
+def _pays_to_turn(rows: int, steps: int, columns: int) -> bool:
+    """Return whether a transposed a, whose columns are `rows` apart, is best laid out straight."""
+    is_long = steps >= TURNED_STEPS and rows >= TURNED_ROWS
+    return columns >= (TURNED_COLUMNS // 3 if is_long else TURNED_COLUMNS)
 
 
 def _has_few_rows(rows: int, transpose_a: bool) -> bool:

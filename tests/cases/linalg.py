@@ -4,7 +4,7 @@ import numpy as np
 
 import numbagrad as ng
 from numbagrad.kernels_cpu import BLOCK_ROWS, BLOCK_STEPS, PACKED_ROWS
-from numbagrad.ops.linalg import FEW_ROWS, TURNED_COLUMNS, _matmul
+from numbagrad.ops.linalg import FEW_ROWS, TURNED_COLUMNS, TURNED_ROWS, TURNED_STEPS, _matmul
 from numbagrad.simd import TILE_ROWS
 from numbagrad.testing import Case
 
@@ -88,6 +88,7 @@ CPU_CASES = [
     # A transposed a that is turned.
     *[turned(True, b, m=m, n=TURNED_COLUMNS + 1) for m in (5, BLOCK_ROWS + 1) for b in BOTH],
     turned(True, False, m=5, n=TURNED_COLUMNS, k=BLOCK_STEPS + 1),
+    turned(True, False, m=TURNED_ROWS, n=TURNED_COLUMNS // 3, k=TURNED_STEPS),
     # Past a block of a.
     *[turned(a, b, m=m, k=BLOCK_STEPS + 1) for m in (3, PACKED_ROWS) for a in BOTH for b in BOTH],
     *[turned(a, False, m=BLOCK_ROWS + 1) for a in BOTH],
