@@ -148,6 +148,9 @@ class Op:
     formula
         Of an elementwise op: the name of its formula in ``formulas.py``, which takes the inputs'
         elements and then the kernel's parameters. Compiled steps fuse such ops into one loop.
+    expand
+        ``expand(*inputs, **params)`` returns the output, written with other ops. Compiled steps on
+        the CPU run these in place of the kernel, fused with what comes before and after.
     view
         For an op without kernel: ``view(backend, buffer, call)`` returns the shared buffer.
     """
@@ -163,6 +166,7 @@ class Op:
     cost: Callable[[Call], tuple[float, float]] | None = None
     check: Callable | None = None
     formula: str | None = None
+    expand: Callable | None = None
     view: Callable | None = None
     _plans: dict = field(default_factory=dict, repr=False)
 

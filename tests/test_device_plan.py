@@ -68,4 +68,4 @@ def test_each_value_has_a_place(plan):
 
 def test_neighbours_are_fused(plan):
     fused = [[m.name for m in node.members] for node in plan.nodes if isinstance(node, Fused)]
-    assert ["gelu", "relu"] in fused
+    assert ["gelu", "relu"] in [names[-2:] for names in fused]

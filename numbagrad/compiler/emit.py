@@ -72,8 +72,10 @@ def _output_name(node: Node | Combine | Fused, k: int) -> str:
     if isinstance(node, Combine):
         return node.out.name or "total"
     if isinstance(node, Fused):
-        makers = [member for member in node.members if node.outputs[k] in member.outputs]
-        return makers[0].op.name
+        (maker,) = [member for member in node.members if node.outputs[k] in member.outputs]
+        return _output_name(maker, maker.outputs.index(node.outputs[k]))
+    if node.part_of:
+        return f"{node.part_of}_{node.op.name}"
     names = (*node.op.outputs, "flag")
     plain = len(node.op.outputs) == 1 or names[k] == "out"
     return node.op.name if plain and k == 0 else f"{node.op.name}_{names[k]}"

@@ -19,8 +19,9 @@ from numba.np.numpy_support import from_dtype
 
 from ..array import DTYPES as ARRAY_DTYPES
 from ..array import size_of
-from .emit import Kernels, Names, literal, name_buffers, parameters_of
-from .fuse import COLUMN, ROW, SCALAR, Fused, kinds_of
+from .emit import Kernels, Names, literal, name_buffers
+from .emit_loop import Loop
+from .fuse import Fused
 from .graph import Buffer, Combine, Node, Ref, Region, affine_scalars, units_of
 from .plan import Plan
 
@@ -255,7 +256,10 @@ class Source:
         arguments, after = [], []
         for k, (ref, shape) in enumerate(zip(node.inputs, node.views.inputs, strict=True)):
             arguments.append(self._input(node, region, k, ref, shape))
-        if isinstance(node, Node):
+        if isinstance(node, Fused):
+            loop = Loop(node, self._scalar)
+            arguments += map(self._scalar, loop.scales)
+        else:
             arguments += self._scalars(node, region)
         for k, (buffer, shape) in enumerate(zip(node.outputs, node.views.outputs, strict=True)):
             text, more = self._output(node, region, k, buffer, shape)
@@ -266,60 +270,17 @@ class Source:
         ):
             arguments.append(self._array(f"here + {start}", shape, dtype))
         if isinstance(node, Fused):
-            return [f"{self._fused(node)}(", *(f"    {text}," for text in arguments), ")"]
-        name = self._kernels.name(node.op)
-        self.calls.setdefault(name, set()).add(_kinds(node))
+            name = self._fused(node, loop)
+        else:
+            name = self._kernels.name(node.op)
+            self.calls.setdefault(name, set()).add(_kinds(node))
         return [f"{name}(", *(f"    {text}," for text in arguments), ")", *after]
 
-    def _fused(self, group: Fused) -> str:
+    def _fused(self, group: Fused, loop: Loop) -> str:
         """Return the name of the function that runs a group; equal ones share it."""
-        body = self._fused_body(group)
-        if body not in self._functions:
-            self._functions[body] = self._names.new(group.name)
-        return self._functions[body]
-
-    def _fused_body(self, group: Fused) -> str:
-        inputs = [f"x{k}" for k in range(len(group.inputs))]
-        outputs = [f"out{k}" for k in range(len(group.outputs))]
-        known = {
-            (id(ref.buffer), ref.offset, kind): name
-            for ref, kind, name in zip(group.inputs, group.kinds, inputs, strict=True)
-        }
-        before, loads, steps = [], [], []
-        for name, kind in zip(inputs, group.kinds, strict=True):
-            if kind == SCALAR:
-                before.append(f"v_{name} = simd.splat({name}[0], out0)")
-            elif kind == COLUMN:
-                loads.append(f"v_{name} = simd.splat({name}[row], out0)")
-            else:
-                loads.append(f"v_{name} = simd.load({name}, {'j' if kind == ROW else 'i'}, n)")
-        values: dict[Buffer, str] = {}
-        for number, member in enumerate(group.members):
-            operands = []
-            for ref, kind in zip(member.inputs, kinds_of(member), strict=True):
-                if ref.buffer in values:
-                    operands.append(values[ref.buffer])
-                else:
-                    operands.append("v_" + known[id(ref.buffer), ref.offset, kind])
-            operands += map(self._scalar, parameters_of(member))
-            values[member.outputs[0]] = f"v{number}"
-            steps.append(f"v{number} = vector.{member.op.formula}({', '.join(operands)})")
-        for name, buffer in zip(outputs, group.outputs, strict=True):
-            steps.append(f"simd.store({name}, i, {values[buffer]}, n)")
-        names = ", ".join(member.op.name for member in group.members)
-        lines = [f"({', '.join([*inputs, *outputs])}):", f'    """One loop for {names}."""']
-        lines += [f"    {line}" for line in ["lanes = simd.lanes(out0)", *before]]
-        if group.width:
-            lines += [
-                f"    for row in range(out0.size // {group.width}):",
-                f"        for j in range(0, {group.width}, lanes):",
-                f"            i, n = row * {group.width} + j, {group.width} - j",
-            ]
-            indent = " " * 12
-        else:
-            lines += ["    for i in range(0, out0.size, lanes):", "        n = out0.size - i"]
-            indent = " " * 8
-        return "\n".join([*lines, *(indent + line for line in (*loads, *steps))])
+        if loop.text not in self._functions:
+            self._functions[loop.text] = self._names.new(group.name)
+        return self._functions[loop.text]
 
     def _name(self, buffer: Buffer) -> str:
         self._used[buffer] = buffer.name

@@ -1,35 +1,39 @@
 """Fusion: elementwise nodes of one region that follow on each other become one loop.
 
 What a fused node computes in between stays in registers. A node joins the one that makes its
-operand if all else that it reads is there before; so any chain, and any tree of chains, becomes
-one loop with several results if others read them too.
+operand if all else that it reads is there before, and loops that make its other operands join,
+too; so any chain, and any tree of chains, becomes one loop with several results if others read
+them too. Sums over rows (the gradient of a bias, those of a batch norm) are added up in the loop
+that makes their terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 
-from ..array import FLOATS, Spec, size_of
+from ..array import FLOATS, Spec
 from ..dispatch import Views
 from ..ops.elementwise import layout_of
-from .graph import Buffer, Cut, Node, Ref, Region
+from .graph import Buffer, Combine, Cut, Node, Ref, Region
 
 FULL, SCALAR, ROW, COLUMN = "full", "scalar", "row", "column"
 
 
 @dataclass(eq=False)
 class Fused:
-    """Several elementwise nodes as one.
+    """Several elementwise nodes, and sums over rows, as one.
 
     Attributes
     ----------
     members
         The nodes, in order.
     width
-        The length of a row, where some operand repeats along rows or columns; else 0.
+        The length of a row, where some operand repeats along rows or columns, or rows are added
+        up; else 0.
     """
 
     members: list[Node]
@@ -45,7 +49,8 @@ class Fused:
     @property
     def name(self) -> str:
         """What the source calls it."""
-        return "_".join(["fused", *(member.op.name for member in self.members[:4])])
+        ops = [op for op, _ in groupby(m.part_of or m.op.name for m in self.members)]
+        return "_".join(["fused", *ops[:4]])
 
     @property
     def nanoseconds(self) -> float:
@@ -63,69 +68,103 @@ def fuse(region: Region, read_elsewhere: set[Buffer]) -> None:
     read_elsewhere
         Buffers that someone outside the region needs.
     """
-    nodes: list = []
-    at: dict[Buffer, int] = {}  # where in `nodes` a buffer is made
-    groups: dict[int, Fused] = {}
+    line = _Line()
     for node in region.nodes:
-        place = _host(node, nodes, at, groups) if isinstance(node, Node) else None
-        if place is not None:
-            host = nodes[place]
-            if isinstance(host, Node):
-                host = groups[place] = nodes[place] = Fused([host], _width(host) or 0)
-            host.members.append(node)
-            host.width = host.width or _width(node) or 0
-        else:
-            place = len(nodes)
-            nodes.append(node)
-        for output in node.outputs:
-            at[output] = place
-    readers: dict[Buffer, set[int]] = {}
-    for place, node in enumerate(nodes):
+        line.add(node)
+    region.nodes = [node for node in line.nodes if node is not None]
+    readers: dict[Buffer, set] = {}
+    for node in region.nodes:
         for ref in _operands(node):
-            readers.setdefault(ref.buffer, set()).add(place)
-    for place, group in groups.items():
-        _finish(group, region.axis, {
-            output for member in group.members for output in member.outputs
-            if output in read_elsewhere or readers.get(output, set()) - {place}
-        })  # fmt: skip
-    region.nodes = nodes
+            readers.setdefault(ref.buffer, set()).add(node)
+    for node in region.nodes:
+        if isinstance(node, Fused):
+            _finish(node, region.axis, {
+                output for output in _made(node)
+                if output in read_elsewhere or readers.get(output, set()) - {node}
+            })  # fmt: skip
 
 
-def _operands(node) -> Iterable[Ref]:
-    return (
-        (ref for member in node.members for ref in member.inputs)
-        if isinstance(node, Fused)
-        else node.inputs
-    )
+class _Line:
+    """A region's nodes in order, fused as far as they have come."""
+
+    def __init__(self):
+        self.nodes: list[Node | Combine | Fused | None] = []  # None: it has joined another one
+        self.at: dict[Buffer, int] = {}  # where a buffer is made
+
+    def add(self, node: Node | Combine) -> None:
+        """Put a node at the end, and fuse it with those that make its operands."""
+        place = len(self.nodes)
+        self.nodes.append(node)
+        makers = {self.at[ref.buffer] for ref in node.inputs if ref.buffer in self.at}
+        for maker in sorted(makers, reverse=True):
+            # The node moves up to the last that it waits for; the others, down to where it is.
+            if maker == max(makers) and self._join(maker, place, maker):
+                place = maker
+            elif not self._is_awaited(maker, place):
+                self._join(maker, place, place)
+        for output in node.outputs:
+            self.at[output] = place
+
+    def _join(self, first: int, then: int, place: int) -> bool:
+        """Make one of two nodes at a place, if that can be."""
+        members = [*_members(self.nodes[first]), *_members(self.nodes[then])]
+        if not _fit(members):
+            return False
+        self.nodes[first] = self.nodes[then] = None
+        self.nodes[place] = Fused(members, max(map(_width, members)))
+        self.at |= {output: place for member in members for output in member.outputs}
+        return True
+
+    def _is_awaited(self, maker: int, place: int) -> bool:
+        """Return whether a node can't move down to a place: for others between, it must be done."""
+        made = set(_made(self.nodes[maker]))
+        read = {ref.buffer for ref in _operands(self.nodes[maker])}
+        between = [node for node in self.nodes[maker + 1 : place] if node is not None]
+        return any(
+            made.intersection(ref.buffer for ref in _operands(node))
+            or read.intersection(_made(node))
+            for node in between
+        )
 
 
-def _host(node: Node, nodes: list, at: dict[Buffer, int], groups: dict[int, Fused]) -> int | None:
-    """Return the place of the node that another one can be fused with, if there is one."""
-    kinds = kinds_of(node)
-    if kinds is None:
+def _members(node: Node | Combine | Fused) -> list:
+    return node.members if isinstance(node, Fused) else [node]
+
+
+def _operands(node: Node | Combine | Fused) -> Iterator[Ref]:
+    return (ref for member in _members(node) for ref in member.inputs)
+
+
+def _made(node: Node | Combine | Fused) -> Iterator[Buffer]:
+    return (output for member in _members(node) for output in member.outputs)
+
+
+def _fit(members: list[Node | Combine]) -> bool:
+    """Return whether nodes can be one loop, in this order."""
+    kinds = [kinds_of(member) for member in members]
+    if None in kinds or len(set(map(_extent, members))) > 1:
+        return False
+    if len({width for member in members if (width := _width(member))}) > 1:
+        return False
+    inside: dict[Buffer, Node] = {}
+    walked = False  # an array that tells how many rows there are
+    for member, how in zip(members, kinds, strict=True):
+        for ref, kind in zip(member.inputs, how, strict=True):
+            maker = inside.get(ref.buffer)
+            walked |= maker is None and kind == FULL
+            if maker and (kind != FULL or ref.offset or is_sum(maker)):
+                return False
+        inside |= {output: member for output in member.outputs}
+    return walked or not any(map(is_sum, members))
+
+
+def kinds_of(node: Node | Combine) -> list[str] | None:
+    """Return how a node reads each operand; None if it cannot be fused."""
+    if not isinstance(node, Node) or node.is_assigning:
         return None
-    places = [at[ref.buffer] for ref in node.inputs if ref.buffer in at]
-    place = max(places, default=-1)
-    if place < 0:
-        return None
-    host = nodes[place]
-    members = host.members if isinstance(host, Fused) else [host]
-    if not isinstance(host, (Node, Fused)) or kinds_of(members[0]) is None:
-        return None
-    out, its = node.call.outputs[0], members[0].call.outputs[0]
-    if out.size != its.size or (node.call.device == "cpu" and out.dtype != its.dtype):
-        return None
-    made = {output for member in members for output in member.outputs}
-    for ref, kind in zip(node.inputs, kinds, strict=True):
-        if ref.buffer in made and (kind != FULL or ref.offset):
-            return None
-    width, theirs = _width(node), host.width if isinstance(host, Fused) else _width(host)
-    return None if width and theirs and width != theirs else place
-
-
-def kinds_of(node: Node) -> list[str] | None:
-    """Return how an elementwise node reads each operand; None if it cannot be fused."""
-    if not isinstance(node, Node) or node.op.formula is None or node.is_assigning:
+    if is_sum(node):
+        return [FULL]
+    if node.op.formula is None:
         return None
     out = node.call.outputs[0]
     dtypes = {out.dtype, *(ref.spec.dtype for ref in node.inputs)}
@@ -140,6 +179,26 @@ def kinds_of(node: Node) -> list[str] | None:
             return None
         kinds.append(kind)
     return kinds
+
+
+def is_sum(node: Node) -> bool:
+    """Return whether a node adds up the rows of a table, on a CPU: a loop can add up its terms."""
+    if node.op.kernel != "sum_forward" or node.call.device != "cpu":
+        return False
+    rows, width, _ = node.views.scalars
+    x, is_cut = node.call.inputs[0], node.cut is not None
+    return (
+        width > 1
+        and x.size == rows * width > 0
+        and x.dtype in FLOATS
+        and not (is_cut and node.cut.outputs != ("sum",))
+    )
+
+
+def _extent(node: Node) -> tuple[int, np.dtype | None]:
+    """Return what the loops of two nodes must have in common: their length, on a CPU the dtype."""
+    x = node.call.inputs[0] if is_sum(node) else node.call.outputs[0]
+    return x.size, x.dtype if node.call.device == "cpu" else None
 
 
 def _fusible(node: Node) -> tuple:
@@ -162,18 +221,20 @@ def _kind(operand: Spec, out: Spec) -> str | None:
     return None
 
 
-def _width(node: Node) -> int | None:
-    """Return the length of the rows along which an operand repeats, if one does."""
+def _width(node: Node) -> int:
+    """Return the length of the rows that are added up or along which an operand repeats; else 0."""
+    if is_sum(node):
+        return node.views.scalars[1]
     out = node.call.outputs[0]
-    for ref, kind in zip(node.inputs, kinds_of(node) or (), strict=False):
+    for ref, kind in zip(node.inputs, kinds_of(node), strict=True):
         if kind in (ROW, COLUMN):
             return int(layout_of(out.shape, ref.spec.shape)[0, -1])
-    return None
+    return 0
 
 
 def _finish(group: Fused, axis: int, wanted: set[Buffer]) -> None:
     """List what a group reads and writes, and how much of each a unit of the axis takes."""
-    made = {output for member in group.members for output in member.outputs}
+    made = set(_made(group))
     seen: dict[tuple, int] = {}
     shapes, rows = [], []
     for member in group.members:
@@ -187,15 +248,16 @@ def _finish(group: Fused, axis: int, wanted: set[Buffer]) -> None:
             shapes.append((ref.spec.size,))
             sliced = member.cut is not None and member.cut.inputs[k]
             rows.append(ref.spec.size // axis if sliced else 0)
+    out_rows: list[int | str] = []
     for member in group.members:
         for output in member.outputs:
             if output in wanted:
                 group.outputs.append(output)
+                out_rows.append("sum" if is_sum(member) else output.spec.size // max(axis, 1))
     sizes = [(output.spec.size,) for output in group.outputs]
     group.views = Views(tuple(shapes), tuple(sizes))
     if axis:
-        out_rows = tuple(size_of(size) // axis for size in sizes)
-        group.cut = Cut(tuple(rows), out_rows, group.members[0].cut.split, 1)
+        group.cut = Cut(tuple(rows), tuple(out_rows), group.members[0].cut.split, 1)
 
 
-__all__ = ["COLUMN", "ROW", "SCALAR", "Fused", "fuse", "kinds_of"]
+__all__ = ["COLUMN", "FULL", "ROW", "SCALAR", "Fused", "fuse", "is_sum", "kinds_of"]

@@ -78,6 +78,7 @@ class Node:
     inputs: tuple[Ref, ...]
     outputs: tuple[Buffer, ...]
     is_assigning: bool = False
+    part_of: str = ""  # the op that it was expanded from
     cut: Cut | None = None
     workspace: tuple[tuple[tuple[int, ...], np.dtype], ...] = ()
 
@@ -222,3 +223,8 @@ def is_local(buffer: Buffer) -> bool:
         and buffer.made_in is not None
         and all(region is buffer.made_in for region in buffer.used_in)
     )
+
+
+def is_partial(node: Any, buffer: Buffer) -> bool:
+    """Return whether what a node makes of a buffer is combined with what other shards make."""
+    return buffer.parts is not None and not isinstance(node, Combine)

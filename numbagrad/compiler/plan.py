@@ -32,7 +32,20 @@ from ..dispatch import (
 )
 from ..ops.elementwise import COPY
 from .fuse import fuse
-from .graph import Buffer, Combine, Cut, Node, Ref, Region, cut_of, is_local, units_of, workspace_of
+from .graph import (
+    Buffer,
+    Combine,
+    Cut,
+    Node,
+    Ref,
+    Region,
+    cut_of,
+    is_local,
+    is_partial,
+    units_of,
+    workspace_of,
+)
+from .recompute import recompute
 from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
 
 PARTIAL_SHARE = 4
@@ -140,7 +153,7 @@ class _Builder:
             targets = None
         else:
             outputs = tuple(map(self.leaf, targets))
-        self._node(op, equation.params, inputs, outputs, is_assigning=targets is not None)
+        self._node(op, equation.params, inputs, outputs, targets is not None, equation.part_of)
         for number, output in zip(equation.outputs, outputs, strict=True):
             self.values[number] = Ref(output, output.spec)
 
@@ -149,10 +162,11 @@ class _Builder:
         self._node(COPY, {}, (x,), (copy,), is_assigning=False)
         return Ref(copy, x.spec)
 
-    def _node(self, op, params, inputs, outputs, is_assigning) -> None:
+    def _node(self, op, params, inputs, outputs, is_assigning, part_of="") -> None:
         call = make_call(op, tuple(ref.spec for ref in inputs), params)
         flag = tuple(Buffer(spec) for spec in call.outputs[len(op.outputs) :])
-        node = Node(op, call, make_views(op, call), inputs, (*outputs, *flag), is_assigning)
+        outputs = (*outputs, *flag)
+        node = Node(op, call, make_views(op, call), inputs, outputs, is_assigning, part_of)
         node.workspace = workspace_of(op, call)
         self.nodes.append(node)
 
@@ -338,7 +352,7 @@ def _scratch(region: Region) -> int:
                 per = units_of(node, k, False) if region.axis else buffer.spec.size
                 nbytes = per * max(region.chunk, 1) * buffer.spec.dtype.itemsize
                 region.scratch[buffer] = shelf.take(nbytes)
-            elif buffer.parts is not None and isinstance(node, Node) and not region.is_single:
+            elif is_partial(node, buffer) and not region.is_single:
                 region.pieces[buffer] = shelf.take(buffer.nbytes)
                 given.append(region.pieces[buffer])
         if isinstance(node, Node) and node.workspace:
@@ -480,13 +494,14 @@ def make_plan(
         else:
             regions += _stage(positions[at], alone)
     result, gradients, checked, kept = _keep_results(trace, builder)
+    recompute(regions, axis)
     _fuse_all(regions)
     for region in regions:
         for node in region.nodes:
             for ref in node.inputs:
                 ref.buffer.used_in.append(region)
             for output in node.outputs:
-                if isinstance(node, Node) and output.parts is not None:
+                if is_partial(node, output):
                     output.parts.made_in = region
                 else:
                     output.made_in = region
@@ -605,7 +620,7 @@ def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int, int]:
     for at, region in enumerate(regions):
         for node in region.nodes:
             for buffer in node.outputs:
-                if isinstance(node, Node) and buffer.parts is not None:
+                if is_partial(node, buffer):
                     buffer = buffer.parts
                 if buffer.source == "value" and not buffer.is_kept and not is_local(buffer):
                     values.append(buffer)

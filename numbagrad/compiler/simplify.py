@@ -1,19 +1,23 @@
 """Clean a trace up: fold what is constant, compute nothing twice, nothing that nobody reads.
 
-What changes no value goes, too: ``x * 1``, ``-(-x)``. The rules hold for every ``x``, infinite and
+First, ops that are made of simpler ones are written out as these, so that they can be fused. What
+changes no value goes, too: ``x * 1``, ``-(-x)``. The rules hold for every ``x``, infinite and
 undefined ones and the sign of zero included; so ``x + 0`` stays, which makes 0 of -0.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from .. import dispatch
-from ..array import Array, Spec, State
+from ..array import Array, Spec, State, Symbol
 from ..dispatch import apply
-from .trace import Equation, Operand, Trace, Variable, map_leaves
+from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
+from .trace import trace as trace_of
 
 FOLDED_BYTES = 2**16  # a folded constant takes no more
 NEUTRAL = {"multiply": 1.0, "divide": 1.0, "subtract": 0.0, "pow": 1.0}  # as second operands
@@ -25,10 +29,50 @@ def simplify(trace: Trace) -> tuple[list[Equation], list[Array]]:
     Equations that write states all stay.
     """
     folded: list[Array] = []
-    return _needed(trace, _distinct(trace, folded)), folded
+    return _needed(trace, _distinct(trace, list(_expanded(trace)), folded)), folded
 
 
-def _distinct(trace: Trace, folded: list[Array]) -> list[Equation]:
+def _expanded(trace: Trace) -> Iterator[Equation]:
+    """Write out the ops that say how; on a GPU, where sums are not fused, kernels do less."""
+    specs = dict(enumerate(trace.inputs))
+    for equation in trace.equations:
+        specs |= zip(equation.outputs, equation.specs, strict=True)
+    numbers = count(max(specs, default=-1) + 1)
+    for equation in trace.equations:
+        if equation.op.expand is None or equation.specs[0].device != "cpu":
+            yield equation
+        else:
+            yield from _written_out(equation, specs, numbers)
+
+
+def _written_out(
+    equation: Equation, specs: dict[int, Spec], numbers: Iterator[int]
+) -> Iterator[Equation]:
+    """Yield the equations that an op is made of; the values between them take new numbers."""
+
+    def spec_of(operand: Operand) -> Spec:
+        if isinstance(operand, Variable):
+            return specs[operand.number]
+        return operand.leaf.spec if isinstance(operand, GradientOf) else operand.spec
+
+    def expand(*inputs: Array) -> Array:
+        return equation.op.expand(*inputs, **equation.params)
+
+    inner = trace_of(expand, *(Array(Symbol(0, ""), spec_of(x)) for x in equation.inputs))
+    known: dict[int, Operand] = dict(enumerate(equation.inputs))
+    for part in inner.equations:
+        for number in part.outputs:
+            is_result = number == inner.result.number
+            known[number] = Variable(equation.outputs[0] if is_result else next(numbers))
+        yield replace(
+            part,
+            inputs=tuple(known[x.number] if isinstance(x, Variable) else x for x in part.inputs),
+            outputs=tuple(known[number].number for number in part.outputs),
+            part_of=equation.op.name,
+        )
+
+
+def _distinct(trace: Trace, equations: list[Equation], folded: list[Array]) -> list[Equation]:
     """Fold constants, and let equal equations share one result.
 
     Values stay under the number of the first equation that computes them; `trace.result` and
@@ -45,7 +89,7 @@ def _distinct(trace: Trace, folded: list[Array]) -> list[Equation]:
             return same.get(operand.number, operand)
         return operand
 
-    for equation in trace.equations:
+    for equation in equations:
         inputs = tuple(map(standing, equation.inputs))
         equation = replace(equation, inputs=inputs)
         if equation.targets is not None:
@@ -114,8 +158,21 @@ def _repeated(
     elif name == "negative" and _number(inputs[0]) in made:
         before, _ = made[_number(inputs[0])]
         operand = before.inputs[0] if before.op is equation.op else None
+    elif name == "rows" and _number(inputs[0]) in made:
+        operand = _joined(made[_number(inputs[0])][0], made, **equation.params)
     number = _number(operand)
     return number if number in made else None
+
+
+def _joined(before: Equation, made: dict, start: int, stop: int) -> Operand | None:
+    """Return which of two arrays that were joined takes just these rows, if one does."""
+    if before.op.name != "concat" or before.params["axis"] != 0:
+        return None
+    first, second = before.inputs
+    if _number(first) not in made:
+        return None
+    between, end = made[_number(first)][1].shape[0], before.specs[0].shape[0]
+    return {(0, between): first, (between, end): second}.get((start, stop))
 
 
 def _number(operand: Operand | None) -> int | None:

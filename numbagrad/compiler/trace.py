@@ -41,7 +41,10 @@ Operand = Variable | GradientOf | Array
 
 @dataclass(frozen=True)
 class Equation:
-    """One op: ``outputs = op(inputs; params)``, written into ``targets`` if there are any."""
+    """One op: ``outputs = op(inputs; params)``, written into ``targets`` if there are any.
+
+    ``part_of`` names the op that it was expanded from.
+    """
 
     op: Op
     inputs: tuple[Operand, ...]
@@ -49,6 +52,7 @@ class Equation:
     outputs: tuple[int, ...]
     specs: tuple[Spec, ...]
     targets: tuple[State, ...] | None
+    part_of: str = ""
 
 
 class _Leaf(NamedTuple):

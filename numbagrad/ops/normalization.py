@@ -17,6 +17,7 @@ from ..dispatch import Call, Op, Split, Views, apply, apply_into, register
 from ..errors import ShapeError
 from .elementwise import require_arrays, require_float, sqrt
 from .reduction import mean, sum
+from .shaping import stack
 
 # Every kernel sees x as (rows, channels) and what belongs to a channel as (channels,). The number
 # of rows of the whole, `count`, is a parameter: a shard can't see it.
@@ -129,6 +130,10 @@ def _vjp(grad_out, x, weight, mean, var, eps, training, needs):
     return grad_x, sums[1], sums[0], None, None
 
 
+def _expand(x, weight, bias, mean, var, *, eps, training):
+    return (x - mean) * (weight / sqrt(var + eps)) + bias
+
+
 _BATCH_NORM = register(
     Op(
         "batch_norm",
@@ -137,6 +142,7 @@ _BATCH_NORM = register(
         _vjp,
         arrange=_views("eps"),
         split=_split_rows((1, 0, 0, 0, 0), (1,)),
+        expand=_expand,
     )
 )
 
@@ -169,6 +175,12 @@ def _backward_sums_vjp(grad_out, x, grad_y, eps):
     return by_weight * _slope(grad_y, h, rstd), by_bias + by_weight * h, None, None
 
 
+def _backward_sums_expand(x, grad_y, mean, var, *, eps):
+    rows = tuple(range(x.ndim - 1))
+    by_weight = sum(grad_y * (x - mean), rows) / sqrt(var + eps)
+    return stack([sum(grad_y, rows), by_weight])
+
+
 _BACKWARD_SUMS = register(
     Op(
         "batch_norm_backward_sums",
@@ -178,6 +190,7 @@ _BACKWARD_SUMS = register(
         outputs=("sums",),
         arrange=_views("eps"),
         split=_split_rows((1, 1, 0, 0), ("sum",)),
+        expand=_backward_sums_expand,
     )
 )
 
@@ -195,6 +208,12 @@ def _backward_input_vjp(grad_out, x, weight, grad_y, eps):
     return grad_x, grad_weight, weight * _slope(grad_out, h, rstd), None, None, None
 
 
+def _backward_input_expand(x, weight, grad_y, mean, var, sums, *, eps):
+    deviation, count = sqrt(var + eps), size_of(x.shape[:-1])
+    slope = sums[1] / (deviation * count)
+    return (grad_y - sums[0] / count - (x - mean) * slope) * (weight / deviation)
+
+
 _BACKWARD_INPUT = register(
     Op(
         "batch_norm_backward_input",
@@ -203,6 +222,7 @@ _BACKWARD_INPUT = register(
         _backward_input_vjp,
         arrange=_views("count", "eps"),
         split=_split_rows((1, 0, 1, 0, 0, 0), (1,)),
+        expand=_backward_input_expand,
     )
 )
 
