@@ -8,6 +8,7 @@ that starts later, or another batch size, finds the same text and with it the co
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,14 @@ RESERVED = {
     *("array_at", "kernels_cpu", "linked", "njit", "simd", "user_kernels", "vector"),
     *("boolean", *(dtype.name for dtype in ARRAY_DTYPES)),
 }
+WIDTH = 92  # of a docstring's lines
+_ABOUT = """\
+One region after the other runs, each for all shards of the batch on as many threads as there are;
+the loop over shards is numbagrad's own. A shard is walked in pieces: what one call writes is still
+in cache when the next one reads it. `memory` holds the addresses of whole arrays. `here` is where a
+thread's own scratch starts: values that are gone when a piece has been walked, and workspace, which
+only one call uses. So different values lie at the same place, one after the other.
+"""
 DTYPES = {"bool": "boolean"}  # names in Numba that are not NumPy's
 
 
@@ -126,16 +135,17 @@ class Source:
         values = self._read_from_slots(pieces, named)
         text = "".join(named.get(k, piece) for k, piece in enumerate(pieces))
         functions = text.split("\n@njit\n")
-        heads = [text for text in functions if "    here = scratch.ctypes.data\n" not in text]
+        code = [functions[0].partition(_ABOUT)[2], *functions[1:]]
+        heads = [text for text in code if "    here = scratch.ctypes.data\n" not in text]
         if any(re.search(rf"\b{name}\b", text) for name in values for text in heads):
             return  # a number that a helper needs: the width of rows that are as long as the batch
         for k, function in enumerate(functions):
+            head, here, body = function.partition("    here = scratch.ctypes.data\n")
             lines = [
                 f"    {name} = {value}\n"
                 for name, (value, _) in values.items()
-                if re.search(rf"\b{name}\b", function)
+                if re.search(rf"\b{name}\b", body)
             ]
-            head, here, body = function.partition("    here = scratch.ctypes.data\n")
             functions[k] = head + here + "".join(lines) + body
         self._take(General(pieces, named, "\n@njit\n".join(functions)), values)
 
@@ -195,7 +205,7 @@ class Source:
         helpers = [_COMBINE[how] for how in sorted(self._combines)]
         helpers += [f"@njit\ndef {name}{body}" for body, name in self._functions.items()]
         return (
-            f'"""{self.plan.name}, compiled by numbagrad."""\n\n'
+            f'"""{self.plan.name}, compiled by numbagrad.\n\n{_ABOUT}"""\n\n'
             "import numpy as np\n"
             f"{f'from numba import {dtypes}' if dtypes else ''}\n\n"
             "from numbagrad import kernels_cpu, simd\n"
@@ -214,7 +224,7 @@ class Source:
         inner = "        " if region.axis else "    "
         head = [f"    {name} = {address}" for name, address in self._addresses(region)]
         lines = ["", "@njit", f"def {function}(memory, scratch, shard, first, stop):"]
-        lines.append(f'    """{_summary(region)}"""')
+        lines.append(textwrap.indent(f'"""{_summary(region)}{self._why_it_ends(at)}"""', "    "))
         lines += head
         if region.axis:
             lines += [
@@ -223,6 +233,23 @@ class Source:
             ]
         lines += [inner + line for line in body]
         return "\n".join(lines)
+
+    def _why_it_ends(self, at: int) -> str:
+        """Return which ops, the first after a region that is cut, wait for all its pieces."""
+        region, later = self.plan.regions[at], self.plan.regions[at + 1 :]
+        if not region.axis:
+            return ""
+        made = {output.parts or output for node in region.nodes for output in node.outputs}
+        for other in later:
+            waiting = [
+                f"combine_{node.how}" if isinstance(node, Combine) else node.name
+                for node in other.nodes
+                if not made.isdisjoint(_read_by(node))
+            ]
+            if waiting:
+                text = f"Ends where all pieces are needed at once: {_listed(waiting)}."
+                return f"\n\n{textwrap.fill(text, WIDTH)}\n"
+        return ""
 
     def _addresses(self, region: Region) -> Iterable[tuple[str, str]]:
         yield "here", "scratch.ctypes.data"
@@ -269,12 +296,16 @@ class Source:
             region.workspace.get(node, ()), node.workspace, strict=True
         ):
             arguments.append(self._array(f"here + {start}", shape, dtype))
+        text = [f"    {argument}," for argument in arguments]
+        if node.workspace:
+            at = len(text) - len(node.workspace)
+            text.insert(at, "    # workspace")
         if isinstance(node, Fused):
             name = self._fused(node, loop)
         else:
             name = self._kernels.name(node.op)
             self.calls.setdefault(name, set()).add(_kinds(node))
-        return [f"{name}(", *(f"    {text}," for text in arguments), ")", *after]
+        return [f"{name}(", *text, ")", *after]
 
     def _fused(self, group: Fused, loop: Loop) -> str:
         """Return the name of the function that runs a group; equal ones share it."""
@@ -370,11 +401,16 @@ def _array_type(kind: tuple[np.dtype, tuple[int, ...]]) -> types.Array:
 
 
 def _summary(region: Region) -> str:
-    names = [node.name for node in region.nodes]
-    short = ", ".join(dict.fromkeys(names))
-    if not region.axis:
-        return f"In one piece: {short}."
-    return f"In pieces of {region.chunk}: {short}."
+    pieces = f"In pieces of {region.chunk}" if region.axis else "In one piece"
+    return textwrap.fill(f"{pieces}: {_listed(node.name for node in region.nodes)}.", WIDTH)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _read_by(node: Node | Combine | Fused) -> list[Buffer]:
+    return [node.parts] if isinstance(node, Combine) else [ref.buffer for ref in node.inputs]
 
 
 def _combine_text(how: str, step: str) -> str:
