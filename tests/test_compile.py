@@ -85,11 +85,12 @@ def test_many_threads_give_the_bits_of_one():
     rng = np.random.default_rng(1)
     x = ng.asarray(rng.normal(size=(64, 12, 12, 3)).astype(np.float32))
     weight = L.Parameter(rng.normal(size=(3, 3, 3, 8)).astype(np.float32))
+    norm = L.BatchNorm2d(8)
 
     @ng.compile
     def step(x):
         weight.grad = None
-        out = ng.relu(ng.conv2d(x, weight, padding=1))
+        out = ng.relu(norm(ng.conv2d(x, weight, padding=1)))
         (out * out).sum().backward()
         return out
 
@@ -762,6 +763,106 @@ def test_elementwise_chains_are_one_loop():
     np.testing.assert_allclose(squares.numpy(), h.numpy() ** 2, rtol=1e-6)
     (line,) = run.report().lines
     assert line.does == "fused_multiply_add_tanh_multiply"
+
+
+def norm_step(width, chunk=None, shortcut=False, pooled=False):
+    """Return a compiled step of a convolution, its batch norm and what follows, and a batch."""
+    ng.random.seed(0)
+    conv, norm = L.Conv2d(width, width, 3, padding=1, bias=False), L.BatchNorm2d(width)
+
+    def step(x):
+        for p in (conv.weight, norm.weight, norm.bias):
+            p.grad = None
+        out = norm(conv(x))
+        out = ng.relu(out + x if shortcut else out)
+        if pooled:
+            out = ng.max_pool2d(out, 2)
+        (out * out).sum().backward()
+        return out, conv.weight.grad, norm.weight.grad, norm.bias.grad, norm.running_mean + 0.0
+
+    x = np.random.default_rng(0).normal(size=(5, 4, 4, width)).astype(np.float32)
+    return ng.compile(step, chunk=chunk), step, ng.asarray(x)
+
+
+@pytest.mark.parametrize(
+    ("width", "chunk", "options"),
+    [(20, 2, {}), (3, None, {"pooled": True}), (16, 2, {"shortcut": True})],
+)
+def test_batch_norm_gives_the_numbers_of_eager(width, chunk, options):
+    run, _, x = norm_step(width, chunk, **options)
+    twin = norm_step(width, chunk, **options)[1]  # with running statistics of its own
+    for value, expected in zip(run(x), twin(x), strict=True):
+        np.testing.assert_allclose(value.numpy(), expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_is_one_loop_with_its_neighbours():
+    run, _, x = norm_step(8, shortcut=True)
+    run(x)
+    ops = [op for line in run.report().lines for op in line.does.split(", ")]
+    assert "fused_batch_norm_add_relu" in "".join(ops)
+    assert not {"batch_norm", "batch_norm_backward_sums", "batch_norm_backward_input"} & {*ops}
+    assert "One loop for batch_norm (subtract, multiply, add), add, relu" in run.source
+    assert "batch_norm_backward_sums (multiply, sum, sum)" in run.source
+
+
+def test_what_is_cheap_is_computed_again_rather_than_kept():
+    # Pooling and the gradient of relu read relu's result, but no convolution does: it is made of
+    # the convolution's own, which is kept for the batch norm's gradient in any case.
+    run, _, x = norm_step(8, pooled=True)
+    run(x)
+    values = [
+        value.name
+        for region in run.graph.regions
+        for node in region.nodes
+        for value in node.outputs
+        if value.shape == "float32[5,4,4,8]" and value.lives == "whole"
+    ]
+    assert values == ["conv2d", "relu_backward"]
+
+
+def test_what_a_state_was_is_not_computed_again_from_what_it_is():
+    shift = L.Parameter(np.zeros(3, np.float32))
+
+    @ng.compile
+    def step(x):
+        moved = x + shift
+        center = moved.mean(axis=0)
+        with ng.no_grad():
+            ng.assign(shift, shift - center)
+        return (moved * (moved.mean(axis=0) - center + 2.0)).sum(axis=0)
+
+    x = ng.asarray(np.arange(12, dtype=np.float32).reshape(4, 3))
+    np.testing.assert_allclose(step(x).numpy(), 2 * x.numpy().sum(axis=0))
+    np.testing.assert_allclose(shift.numpy(), -x.numpy().mean(axis=0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [2, 16, 37])
+def test_sums_over_rows_are_added_up_where_their_terms_are_made(width, dtype):
+    @ng.compile(chunk=20)
+    def run(x, weight):
+        h = ng.exp(x * weight)
+        return h, h.sum(axis=0), (h - x).mean(axis=0)
+
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(70, width)).astype(dtype), rng.normal(size=width).astype(dtype)
+    h, total, mean = run(ng.asarray(x), ng.asarray(weight))
+    expected = np.exp(x.astype(np.float64) * weight)
+    np.testing.assert_allclose(h.numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(total.numpy(), expected.sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(mean.numpy(), (expected - x).mean(axis=0), rtol=1e-5, atol=1e-6)
+    first, _ = run.report().lines
+    assert first.does == "fused_multiply_exp_sum_subtract"
+
+
+def test_a_tree_of_chains_is_one_loop():
+    run = ng.compile(lambda x, y: ng.tanh(x * 2.0) + ng.exp(y * 0.5) * (y - x))
+    x, y = (ng.asarray(np.linspace(a, 1, 12, dtype=np.float32)) for a in (-1, 0))
+    expected = np.tanh(x.numpy() * 2) + np.exp(y.numpy() / 2) * (y.numpy() - x.numpy())
+    np.testing.assert_allclose(run(x, y).numpy(), expected, rtol=1e-5, atol=1e-6)
+    (line,) = run.report().lines
+    assert line.does.count("fused") == 1
+    assert ", " not in line.does
 
 
 def test_report():

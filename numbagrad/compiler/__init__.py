@@ -1,7 +1,8 @@
 """The compiler: from a traced function to fused kernels.
 
 ``trace`` writes a function down as a list of equations; ``simplify`` cleans them up; ``plan``
-decides what runs when, in which memory; ``emit_cpu`` writes that as Numba source, which
+decides what runs when, in which memory, with ``recompute`` what is rather computed again than kept
+and with ``fuse`` what becomes one loop; ``emit_cpu`` writes that as Numba source, which
 ``compiled`` loads and runs. For a GPU it is ``emit_cuda`` and ``compiled_cuda``.
 """
 

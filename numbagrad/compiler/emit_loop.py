@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
@@ -13,6 +14,7 @@ from .graph import Buffer
 # Rows that are added up in registers before they join the totals in memory. A strip of them, one
 # vector wide, reaches each line of memory once; more rows leave L1 before their next strip.
 STRIP_ROWS = 16
+WIDTH = 95  # characters of a line, without the indent
 _LOADS = {
     FULL: "simd.load({0}, i, n)",
     SCALAR: "simd.splat({0}[0], out0)",
@@ -73,7 +75,7 @@ class Loop:
     def text(self) -> str:
         """The parameters and the body."""
         scales = [f"scale{k}" for k in range(len(self.scales))]
-        lines = [f'"""{self._summary()}"""', "lanes = simd.lanes(out0)", *self._loads(SCALAR)]
+        lines = [*self._summary(), "lanes = simd.lanes(out0)", *self._loads(SCALAR)]
         if self._totals:
             lines += self._strips()
         elif self._group.width:
@@ -83,12 +85,12 @@ class Loop:
         head = f"({', '.join([*self._inputs, *scales, *self._outputs])}):"
         return "\n".join([head, *("    " + line for line in lines)])
 
-    def _summary(self) -> str:
+    def _summary(self) -> list[str]:
         texts = []
         for whole, members in groupby(self._group.members, lambda member: member.part_of):
             ops = ", ".join(member.op.name for member in members)
             texts.append(f"{whole} ({ops})" if whole else ops)
-        return f"One loop for {', '.join(texts)}."
+        return textwrap.wrap(f'"""One loop for {", ".join(texts)}."""', WIDTH)
 
     def _loads(self, *kinds: str) -> Iterator[str]:
         for name, kind in zip(self._inputs, self._group.kinds, strict=True):
