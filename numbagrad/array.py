@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import device as devices
-from .errors import DeviceError, DTypeError, TraceError
+from .errors import DeviceError, DTypeError, TraceError, users_line
 
 #: The dtypes that arrays can have. Anything else is refused by name.
 DTYPES = tuple(
@@ -145,9 +145,9 @@ class Array:
         """Return the values as a NumPy array that must not be written to."""
         if isinstance(self._data, Symbol):
             raise TraceError(
-                "a traced function needs the value of an array that is only computed when the "
-                f"trace is replayed (made by {self._data.where}). Return the array and look at it "
-                "outside, or choose between values with ng.where."
+                f"{users_line()} needs the value of an array that is only computed when the traced "
+                f"function is replayed (made at {self._data.where}). Return the array and look at "
+                "it outside, or choose between values with ng.where."
             )
         return devices.backend(self.device).to_host(self._data)
 
@@ -279,8 +279,9 @@ class State(Array):
     def _host(self) -> np.ndarray:
         if staging.trace is not None:
             raise TraceError(
-                "a traced function needs the value of a Parameter or Buffer, which will be another "
-                "one when the trace is replayed; use it in ops only, or read it outside"
+                f"{users_line()} needs the value of a Parameter or Buffer (weights, statistics, a "
+                "learning rate), which will be another one when the traced function is replayed. "
+                "Use it in ops only; read it, and change opt.lr, outside."
             )
         return super()._host()
 
