@@ -233,6 +233,15 @@ class Array:
     def __repr__(self) -> str:
         return f"Array({self._body()}{self._details()})"
 
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return str(self)
+        if self.size != 1:
+            raise TypeError(
+                f"an array of shape {self.shape} cannot be written as {spec!r}; format one element"
+            )
+        return format(self.item(), spec)
+
     def _body(self) -> str:
         if isinstance(self._data, Symbol):
             return f"traced, shape={self.shape}"

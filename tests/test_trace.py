@@ -138,7 +138,7 @@ def test_a_value_read_while_tracing_is_refused_by_line():
     assert re.search(rf"^{re.escape(read)} .* \(made at {re.escape(made)}\)", str(error.value))
 
 
-@pytest.mark.parametrize("read", [bool, float, ng.Array.tolist, np.asarray])
+@pytest.mark.parametrize("read", [bool, float, "{:.3f}".format, ng.Array.tolist, np.asarray])
 def test_every_way_to_read_a_value_is_refused(read):
     with pytest.raises(TraceError, match=r"^\S*test_trace\.py:\d+ needs the value"):
         trace(lambda x: x * read(x.sum()), ng.asarray([1.0, 2.0]))
