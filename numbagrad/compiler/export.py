@@ -64,6 +64,7 @@ def export(executable: CPUExecutable, path: str | Path) -> None:
     text, arrays = _Exported(executable, path.stem).module()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path.with_suffix(".npz"), buffer.getvalue())
     write_atomically(path, text.encode())
 
