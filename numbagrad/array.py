@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import device as devices
-from .errors import DeviceError, DTypeError, TraceError
+from .errors import DeviceError, DTypeError, TraceError, users_line
 
 #: The dtypes that arrays can have. Anything else is refused by name.
 DTYPES = tuple(
@@ -145,9 +145,9 @@ class Array:
         """Return the values as a NumPy array that must not be written to."""
         if isinstance(self._data, Symbol):
             raise TraceError(
-                "a traced function needs the value of an array that is only computed when the "
-                f"trace is replayed (made by {self._data.where}). Return the array and look at it "
-                "outside, or choose between values with ng.where."
+                f"{users_line()} needs the value of an array that is only computed when the traced "
+                f"function is replayed (made at {self._data.where}). Return the array and look at "
+                "it outside, or choose between values with ng.where."
             )
         return devices.backend(self.device).to_host(self._data)
 
@@ -233,6 +233,15 @@ class Array:
     def __repr__(self) -> str:
         return f"Array({self._body()}{self._details()})"
 
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return str(self)
+        if self.size != 1:
+            raise TypeError(
+                f"an array of shape {self.shape} cannot be written as {spec!r}; format one element"
+            )
+        return format(self.item(), spec)
+
     def _body(self) -> str:
         if isinstance(self._data, Symbol):
             return f"traced, shape={self.shape}"
@@ -279,8 +288,9 @@ class State(Array):
     def _host(self) -> np.ndarray:
         if staging.trace is not None:
             raise TraceError(
-                "a traced function needs the value of a Parameter or Buffer, which will be another "
-                "one when the trace is replayed; use it in ops only, or read it outside"
+                f"{users_line()} needs the value of a Parameter or Buffer (weights, statistics, a "
+                "learning rate), which will be another one when the traced function is replayed. "
+                "Use it in ops only; read it, and change opt.lr, outside."
             )
         return super()._host()
 

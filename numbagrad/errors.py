@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import difflib
 import numbers
+import os
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 NO_ERROR = 2**63 - 1
 """What a kernel leaves in its int64 error output when all values were good."""
@@ -35,6 +40,14 @@ class GraphError(RuntimeError):
 
 class TraceError(RuntimeError):
     """A traced function that needs a value which exists only when it runs."""
+
+
+def users_line() -> str:
+    """Return the file and line, outside this package, that is running."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "unknown"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

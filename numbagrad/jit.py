@@ -50,7 +50,7 @@ from numba.np.numpy_support import as_dtype
 __numba_extension__ = True  # how `start` lowers is part of the key of what calls it
 
 ANNOUNCE_AFTER = 0.5  # seconds
-SETTLED = ("builtins", "ctypes", "llvmlite", "math", "numba", "numpy")  # what a version names
+SETTLED = ("builtins", "ctypes", "inspect", "llvmlite", "math", "numba", "numpy")  # what a version names
 OURS = ("numbagrad",)
 
 
@@ -79,14 +79,23 @@ def cache_dir() -> Path:
         with tempfile.TemporaryFile(dir=wanted):
             pass
     except OSError as error:
-        fallback = Path(tempfile.mkdtemp(prefix="numbagrad-"))
-        warnings.warn(
-            f"numbagrad cannot write its kernel cache to {wanted} ({error}); using {fallback}. "
-            "Set NUMBAGRAD_CACHE_DIR to a folder that can be written.",
-            stacklevel=2,
-        )
-        return fallback
+        return instead_of(wanted, error)
     return wanted
+
+
+def instead_of(wanted: Path, error: OSError) -> Path:
+    """Return a temporary folder in place of one that cannot be written, with one warning."""
+    if wanted not in _replaced:
+        _replaced[wanted] = Path(tempfile.mkdtemp(prefix="numbagrad-"))
+        warnings.warn(
+            f"numbagrad cannot write its kernel cache to {wanted} ({error}); using "
+            f"{_replaced[wanted]}. Set NUMBAGRAD_CACHE_DIR to a folder that can be written.",
+            stacklevel=3,
+        )
+    return _replaced[wanted]
+
+
+_replaced: dict[Path, Path] = {}  # folders that cannot be written
 
 
 def write_atomically(path: Path, content: bytes) -> None:

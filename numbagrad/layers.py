@@ -30,10 +30,18 @@ import numpy as np
 
 from . import device as devices
 from . import ops, random
-from .array import FLOATS, Array, Spec, State, Symbol, asarray
+from .array import FLOATS, Array, Spec, State, Symbol, asarray, staging
 from .autodiff import no_grad
 from .dispatch import Op, interpreter, make_call
-from .errors import DataError, DTypeError, ShapeError, TraceError, is_whole, whole_number
+from .errors import (
+    DataError,
+    DTypeError,
+    ShapeError,
+    TraceError,
+    is_whole,
+    users_line,
+    whole_number,
+)
 from .ops.elementwise import require_arrays, require_float
 
 # ------------------------------------------------------------------- states
@@ -54,6 +62,12 @@ class Buffer(State):
 
     def __init__(self, value: Any, *, device: str | None = None):
         array = asarray(value, device=device)
+        if staging.trace is not None or isinstance(array._data, Symbol):
+            raise TraceError(
+                f"{users_line()} makes a {type(self).__name__} while a function is traced, and a "
+                "replay would not make another. Build modules and optimisers before the function, "
+                "and use them in it."
+            )
         data = devices.backend(array.device).copy(array._data)  # a buffer of its own
         super().__init__(data, array.spec)
 
@@ -352,7 +366,8 @@ class Module:
             layer = f"layer {error.layer!r}" if error.layer else "the model"
             raise TraceError(
                 f"only shapes flow through the model here, but the forward() of {layer} looks at "
-                "values (item(), numpy(), `if x > 0`, ...); call the model on an array instead"
+                "values (item(), numpy(), `if x > 0`, ...) or builds layers; call the model on an "
+                "array instead"
             ) from None
 
     def summary(self, input_shape: tuple[int, ...], *, dtype: Any = "float32") -> Summary:

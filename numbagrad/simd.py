@@ -34,6 +34,7 @@ through in a debugger.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable
@@ -41,6 +42,7 @@ from collections.abc import Callable
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.errors import TypingError
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
@@ -171,7 +173,7 @@ def load_mask(x: np.ndarray, i: int, n: int, like: np.ndarray):
 
 
 def store(x: np.ndarray, i: int, value, n: int | None = None) -> None:
-    """Write ``n`` lanes of a vector to ``x[i], x[i + 1], ...``.
+    """Write ``n`` lanes of a vector to ``x[i], x[i + 1], ...``, of the same dtype.
 
     A mask goes into booleans, an integer vector into int64.
     """
@@ -486,6 +488,60 @@ _float32 = formulas.bind(globals(), jit.njit, formulas.FLOAT32_FUNCTIONS)
 # ------------------------------------------------------- how a call is lowered
 
 
+class _Function(types.Function):
+    """A function of this module: a call that fits none of its rules is refused in a sentence."""
+
+    def get_call_type(self, context, args, kws):
+        function = self.typing_key
+        try:
+            inspect.signature(function).bind(*args, **kws)
+        except TypeError as error:
+            raise TypingError(_refusal(function, args, kws, str(error))) from None
+        try:
+            return super().get_call_type(context, args, kws)
+        except TypingError:
+            reason = _why_refused(function, args, kws)
+            raise TypingError(_refusal(function, args, kws, reason)) from None
+
+
+register_model(_Function)(models.OpaqueModel)  # as any function's: it has no value
+
+
+def _refusal(function: Callable, args: tuple, kws: dict, reason: str) -> str:
+    """Say what was given to a function, why it does not fit, and what does."""
+    given = [*map(str, args), *(f"{name}={kind}" for name, kind in kws.items())]
+    pysig = inspect.signature(function)
+    takes = [p.replace(annotation=p.empty) for p in pysig.parameters.values()]
+    pysig = pysig.replace(parameters=takes, return_annotation=pysig.empty)
+    name = function.__name__
+    return f"simd.{name}({', '.join(given)}): {reason}.\n{name}{pysig}: {inspect.getdoc(function)}"
+
+
+def _why_refused(function: Callable, args: tuple, kws: dict) -> str:
+    gaps = _left_out(function, args, kws)
+    if gaps:
+        return f"{', '.join(map(repr, kws))} by name needs {', '.join(map(repr, gaps))}, too"
+    given = [*args, *kws.values()]
+    arrays = [kind for kind in given if isinstance(kind, types.Array)]
+    if not _is_array(*arrays):
+        return "arrays must be contiguous, which np.ascontiguousarray(x) is"
+    floats = [kind for kind in given if isinstance(kind, Vector)]
+    floats += [kind for kind in arrays if isinstance(kind.dtype, types.Float)]
+    dtypes = {kind.dtype for kind in floats}
+    return _no_mixture(dtypes) if len(dtypes) > 1 else "it does not take these types"
+
+
+def _no_mixture(dtypes: set[types.Type]) -> str:
+    names = " and ".join(sorted(map(str, dtypes)))
+    return f"{names} do not mix: bring the arrays to one dtype before"
+
+
+def _left_out(function: Callable, args: tuple, kws: dict) -> list[str]:
+    """Return the parameters that a call leaves out before the last that it gives by name."""
+    names = list(inspect.signature(function).parameters)
+    return [name for name in names[len(args) : len(args) + len(kws)] if name not in kws]
+
+
 def _typed(function: Callable) -> Callable:
     """Register ``rule(*argument types) -> result type``, None where a call does not fit."""
 
@@ -494,10 +550,18 @@ def _typed(function: Callable) -> Callable:
             key = function
 
             def generic(self, args, kws):
-                result = rule(*args) if not kws else None
-                return None if result is None else signature(result, *args)
+                pysig = None
+                if kws:
+                    if _left_out(function, args, kws):
+                        return None
+                    parameters = inspect.signature(function).parameters.values()
+                    pysig = inspect.Signature([*parameters][: len(args) + len(kws)])
+                    args = (*args, *(kws[name] for name in [*pysig.parameters][len(args) :]))
+                result = rule(*args)
+                return None if result is None else signature(result, *args).replace(pysig=pysig)
 
-        infer_global(function, types.Function(Template))
+        is_ours = function.__module__ == __name__
+        infer_global(function, (_Function if is_ours else types.Function)(Template))
         return rule
 
     return register
@@ -644,8 +708,15 @@ def _(context, builder, sig, args):
 
 @_typed(store)
 def _(x, i, value, n=types.intp):
-    fits = not isinstance(value, Bits) or (_is_array(x) and x.dtype == types.int64)
-    return types.none if _is_array(x) and fits else None
+    if not _is_array(x):
+        return None
+    if isinstance(value, Vector):
+        fits = x.dtype == value.dtype
+    elif isinstance(value, (Mask, Bits)):
+        fits = x.dtype == (types.boolean if isinstance(value, Mask) else types.int64)
+    else:
+        fits = True  # a scalar
+    return types.none if fits else None
 
 
 def _widened(builder, value: ir.Value, count: int) -> ir.Value:
@@ -726,30 +797,35 @@ def _splat_bits(context, builder, value, source: types.Type, kind: Bits) -> ir.V
 def _common(*operands: types.Type) -> Vector | None:
     """Return the vector type that all operands can be brought to, None without a vector."""
     vectors = {operand for operand in operands if isinstance(operand, Vector)}
+    if len(vectors) > 1:
+        raise TypingError(_no_mixture({vector.dtype for vector in vectors}))
     rest = [operand for operand in operands if not isinstance(operand, (Vector, types.Number))]
     return vectors.pop() if len(vectors) == 1 and not rest else None
 
 
+def _in_place(function: Callable) -> Callable:
+    """Return ``a += b`` for ``a + b``. Vectors are values: both give a new one."""
+    return getattr(operator, f"i{function.__name__.rstrip('_')}")
+
+
 def _operator(function: Callable, instruction: str) -> None:
-    @_typed(function)
-    def _(a, b):
+    def rule(a, b):
         return _common(a, b)
 
     def code(context, builder, sig, args):
         a, b = _operands(context, builder, sig, args)
         return getattr(builder, instruction)(a, b)
 
-    for pattern in [(Vector, Vector), (Vector, types.Number), (types.Number, Vector)]:
-        _coded(function, *pattern)(code)
+    for form in (function, _in_place(function)):
+        _typed(form)(rule)
+        for pattern in [(Vector, Vector), (Vector, types.Number), (types.Number, Vector)]:
+            _coded(form, *pattern)(code)
 
 
 _operator(operator.add, "fadd")
 _operator(operator.sub, "fsub")
 _operator(operator.mul, "fmul")
 _operator(operator.truediv, "fdiv")
-_operator(operator.iadd, "fadd")
-_operator(operator.isub, "fsub")
-_operator(operator.imul, "fmul")
 
 
 def _comparison(function: Callable, symbol: str) -> None:
@@ -787,15 +863,21 @@ def _(context, builder, sig, args):
     return builder.fneg(args[0])
 
 
-for _function, _instruction in [(operator.and_, "and_"), (operator.or_, "or_")]:
-
-    @_typed(_function)
-    def _(a, b):
+def _mask_operator(function: Callable, instruction: str) -> None:
+    def rule(a, b):
         return a if isinstance(a, Mask) and a == b else None
 
-    @_coded(_function, Mask, Mask)
-    def _(context, builder, sig, args, instruction=_instruction):
+    def code(context, builder, sig, args):
         return getattr(builder, instruction)(*args)
+
+    for form in (function, _in_place(function)):
+        _typed(form)(rule)
+        _coded(form, Mask, Mask)(code)
+
+
+_mask_operator(operator.and_, "and_")
+_mask_operator(operator.or_, "or_")
+_mask_operator(operator.xor, "xor")
 
 
 @_typed(operator.invert)
@@ -842,8 +924,7 @@ def _(context, builder, sig, args):
 
 
 def _bits_operator(function: Callable, instruction: str) -> None:
-    @_typed(function)
-    def _(a, b):
+    def rule(a, b):
         return a if isinstance(a, Bits) and (a == b or isinstance(b, types.Integer)) else None
 
     def code(context, builder, sig, args):
@@ -852,8 +933,10 @@ def _bits_operator(function: Callable, instruction: str) -> None:
             b = _splat_bits(context, builder, b, sig.args[1], kind)
         return getattr(builder, instruction)(a, b)
 
-    for pattern in [(Bits, Bits), (Bits, types.Integer)]:
-        _coded(function, *pattern)(code)
+    for form in (function, _in_place(function)):
+        _typed(form)(rule)
+        for pattern in [(Bits, Bits), (Bits, types.Integer)]:
+            _coded(form, *pattern)(code)
 
 
 _bits_operator(operator.add, "add")
@@ -1520,3 +1603,60 @@ def _plus(builder: ir.IRBuilder, value: ir.Value, number: int) -> ir.Value:
 def _least(builder: ir.IRBuilder, value: ir.Value, number: int) -> ir.Value:
     most = ir.Constant(_I64, number)
     return builder.select(builder.icmp_signed("<", value, most), value, most)
+
+
+__all__ = [
+    "NARROW_ROWS",
+    "TILE_COLUMNS",
+    "TILE_ROWS",
+    "VECTOR_BYTES",
+    "Bits",
+    "Mask",
+    "Rows",
+    "Tile",
+    "Vector",
+    "bits",
+    "copysign",
+    "erf",
+    "exp",
+    "floor",
+    "fma",
+    "fraction",
+    "from_bits",
+    "halves",
+    "integers",
+    "lanes",
+    "load",
+    "load_mask",
+    "log",
+    "maximum",
+    "minimum",
+    "power",
+    "reduce_max",
+    "reduce_min",
+    "reduce_sum",
+    "round",
+    "splat",
+    "sqrt",
+    "store",
+    "tanh",
+    "tile",
+    "tile_add",
+    "tile_fma",
+    "tile_fma_rows",
+    "tile_fma_terms",
+    "tile_load",
+    "tile_load_turned",
+    "tile_rows",
+    "tile_square",
+    "tile_steps",
+    "tile_store",
+    "tile_store_sums",
+    "tile_store_turned",
+    "tile_transpose",
+    "to_float",
+    "where",
+    "words",
+    "zip_high",
+    "zip_low",
+]

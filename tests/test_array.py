@@ -10,6 +10,7 @@ import numbagrad as ng
 from numbagrad.array import DTYPES, Spec
 from numbagrad.errors import DeviceError, DTypeError, GraphError
 
+L = ng.layers
 FLOAT, INT = ng.asarray([[1.0, 2.5], [3.0, 4.0]]), ng.asarray([1, 2, 3])
 
 
@@ -225,6 +226,16 @@ def test_mixed_devices():
 )
 def test_repr(array, text):
     assert repr(array) == text
+
+
+def test_format():
+    assert f"{ng.asarray(0.12345):.3f}" == "0.123"
+    assert f"{ng.asarray([[7]]):>3d}" == "  7"
+    assert f"{L.Parameter(1.5):.2e}" == "1.50e+00"
+    x = ng.asarray([1.0, 2.0])
+    assert f"{x}" == str(x)
+    with pytest.raises(TypeError, match=r"shape \(2,\).*'\.3f'"):
+        f"{x:.3f}"
 
 
 def test_repr_of_many_elements():

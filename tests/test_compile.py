@@ -1,5 +1,6 @@
 """`ng.compile`: what it gives is what the function gives, whatever is cut, folded and planned."""
 
+import errno
 import subprocess
 import sys
 import types
@@ -13,6 +14,7 @@ import numbagrad as ng
 from numbagrad.compiler import function
 from numbagrad.dispatch import Split
 from numbagrad.errors import GraphError, TraceError
+from numbagrad.jit import cache_dir, write_atomically
 from numbagrad.roofline import Roof
 
 L = ng.layers
@@ -989,6 +991,35 @@ def test_a_second_process_finds_the_code(tmp_path, monkeypatch):
     second = run()
     assert second.stdout == first.stdout
     assert files() == compiled
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("NUMBAGRAD_CACHE_DIR", str(tmp_path))
+    cache_dir.cache_clear()
+    yield tmp_path
+    cache_dir.cache_clear()
+
+
+def test_a_file_in_place_of_the_folder_for_source(cache):
+    (cache / "compiled").touch()
+    x = ng.asarray([1.0])
+    with pytest.warns(UserWarning, match=r"cannot write .*compiled .*; using "):
+        assert ng.compile(lambda x: x / (x + 3.0) - x)(x).item() == -0.75
+    # A second warning would be an error.
+    assert ng.compile(lambda x: x / (x - 3.0) - x)(x).item() == -1.5
+
+
+def test_no_space_for_source(cache, monkeypatch):
+    def full(path, content):
+        if path.is_relative_to(cache):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomically(path, content)
+
+    monkeypatch.setattr("numbagrad.compiler.compiled.write_atomically", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert ng.compile(lambda x: 3.0 / x - (x - 1.0))(ng.asarray([1.0])).item() == 3.0
 
 
 # --------------------------------------------------------------- users' ops

@@ -291,3 +291,11 @@ def test_dtypes_are_not_mixed():
         ng.conv2d(x, ng.asarray(random(3, 3, 1, 1, dtype=np.float64)))
     with pytest.raises(DTypeError, match="conv2d: needs float32 or float64, got int64"):
         ng.conv2d(x.astype("int64"), ng.asarray(random(3, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("on", ["no", 0, None])
+def test_set_winograd_takes_a_bool(on):
+    before = ng.get_winograd()
+    with pytest.raises(TypeError, match=f"set_winograd.*{on!r}"):
+        ng.set_winograd(on)
+    assert ng.get_winograd() == before

@@ -57,6 +57,7 @@ def test_an_exported_step_gives_the_same_bits_without_the_package(tmp_path):
     x = rng.standard_normal((8, 6)).astype(np.float32)
     labels = rng.integers(0, 5, 8)
     step(x, labels)
+    tmp_path /= "made"  # by export
     step.export(tmp_path / "step.py")
     np.savez(tmp_path / "given.npz", x=x, labels=labels)
     losses = [step(x, labels).numpy() for _ in range(2)]

@@ -1,5 +1,6 @@
 """SIMD vectors and the register tile: every function, every tail, nothing out of bounds."""
 
+import inspect
 import math
 import operator
 import os
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiles
+from numba.core.errors import TypingError
 
 from numbagrad import simd
 from numbagrad.jit import njit
@@ -116,7 +118,26 @@ def in_place(a, b):
     a += b
     a *= 2
     a -= 1
+    a /= 4
     return a
+
+
+def mask_in_place(a, b):
+    mask = a < b
+    mask &= b > -1
+    mask |= a > 1
+    mask ^= b > 0
+    return simd.where(mask ^ (a > 0), a, b)
+
+
+def bits_in_place(a, b):
+    k = simd.bits(a)
+    k += simd.bits(b)
+    k -= simd.bits(a)
+    k ^= 0
+    k >>= 1
+    k <<= 1
+    return simd.from_bits(k)
 
 
 def chosen(a, b):
@@ -143,7 +164,9 @@ FUNCTIONS = [
     (lambda a, b: -a, lambda a, b: -a, 0),
     (lambda a, b: abs(a), lambda a, b: abs(a), 0),
     (one_and_two, one_and_two, 4),
-    (in_place, lambda a, b: (a + b) * 2 - 1, 0),
+    (in_place, lambda a, b: ((a + b) * 2 - 1) / 4, 0),
+    (mask_in_place, lambda a, b: mask_in_place(a.copy(), b), 0),
+    (bits_in_place, lambda a, b: even_bits(b, a), 0),
     (lambda a, b: simd.fma(a, b, 1.0), lambda a, b: a * b + 1, 2),
     (lambda a, b: simd.sqrt(abs(a)), lambda a, b: np.sqrt(abs(a)), 0),
     (lambda a, b: simd.exp(a), lambda a, b: np.exp(a), 2),
@@ -243,6 +266,67 @@ def test_lanes_past_the_tail_hold_the_rest(dtype):
     for n in (0, 1, width - 1, width, width + 5):
         kernel(x, n, out)
         np.testing.assert_array_equal(out, np.where(np.arange(width) < n, 1, -np.inf))
+
+
+def test_keywords():
+    @njit
+    def kernel(x, n, out):
+        simd.store(out, 0, n=n, value=simd.load(x, i=0, n=n - 1, rest=7))
+
+    width = lanes(np.float32)
+    x, out = np.ones(width, np.float32), np.zeros(width, np.float32)
+    kernel(x, 3, out)
+    np.testing.assert_array_equal(out[:4], [1, 1, 7, 0])
+
+
+X32, X64 = np.ones(64, np.float32), np.ones(64)
+REFUSED = {
+    "strided": (lambda x, y: simd.load(x, 0), (X32[::2], X32), "load.*contiguous"),
+    "Fortran": (lambda x, y: simd.lanes(x), (np.ones((2, 3)).T, X32), "lanes.*contiguous"),
+    "two dtypes": (
+        lambda x, y: simd.store(x, 0, simd.fma(simd.load(x, 0), simd.load(y, 0), 1)),
+        (X32, X64),
+        "fma.*float32 and float64 do not mix",
+    ),
+    "store of another dtype": (
+        lambda x, y: simd.store(y, 0, simd.load(x, 0)),
+        (X32, X64),
+        "store.*float32 and float64 do not mix",
+    ),
+    "store of a mask": (
+        lambda x, y: simd.store(y, 0, simd.load(x, 0) > 0),
+        (X32, X64),
+        r"store[\s\S]*A mask goes into booleans",
+    ),
+    "tile": (lambda x, y: simd.tile_store(simd.tile(x, y.size, 1)), (X32, X32), "literals"),
+    "a list": (lambda x, y: simd.load([1.0], 0), (X32, X32), r"load\(x, i, n=None, rest=0\)"),
+    "too few": (lambda x, y: simd.load(x), (X32, X32), "load.*missing a required argument: 'i'"),
+    "a name": (lambda x, y: simd.load(x, 0, m=3), (X32, X32), "load.*unexpected keyword.*'m'"),
+    "a gap": (lambda x, y: simd.load(x, 0, rest=3.0), (X32, X32), "load.*'rest'.*'n'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_call_that_does_not_fit_is_refused_in_a_sentence(name):
+    function, arrays, message = REFUSED[name]
+    with pytest.raises(TypingError, match=message) as error:
+        njit(function)(*arrays)
+    assert "candidate implementations" not in str(error.value)
+
+
+def test_vectors_of_two_dtypes_do_not_add():
+    kernel = njit(lambda x, y: simd.store(x, 0, simd.load(x, 0) + simd.load(y, 0)))
+    with pytest.raises(TypingError, match="float32 and float64 do not mix"):
+        kernel(X32, X64)
+
+
+def test_public_names():
+    functions = {
+        name
+        for name, value in inspect.getmembers(simd, inspect.isfunction)
+        if value.__module__ == simd.__name__ and name[0] != "_"
+    }
+    assert {name for name in simd.__all__ if name.islower()} == functions
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,5 +1,8 @@
 """The staging interpreter: a traced step replays as the eager one runs, bit for bit."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 
@@ -114,13 +117,76 @@ def test_a_failed_trace_leaves_no_symbol_behind():
     np.testing.assert_array_equal(layer.weight.grad.numpy(), [[1], [2]])
 
 
-def test_values_are_refused_while_tracing():
-    x = ng.asarray([1.0, 2.0])
-    state = L.Buffer(np.float32(1))
-    with pytest.raises(TraceError, match=r"test_trace\.py:\d+"):
-        trace(lambda x: x if x.sum() > 1 else -x, x)
-    with pytest.raises(TraceError, match="Parameter or Buffer"):
-        trace(lambda x: x * state.item(), x)
+def line_of(function, text):
+    """Return the place of the line of a function that holds a text, as an error names it."""
+    lines, first = inspect.getsourcelines(function)
+    (number,) = [first + k for k, line in enumerate(lines) if text in line]
+    return f"{__file__}:{number}"
+
+
+def test_a_value_read_while_tracing_is_refused_by_line():
+    def looks(x):
+        loss = (x * x).sum()  # made
+        y = x + 1
+        if loss.item() > 3:  # read
+            return y
+        return x
+
+    with pytest.raises(TraceError) as error:
+        trace(looks, ng.asarray([1.0]))
+    read, made = line_of(looks, "# read"), line_of(looks, "# made")
+    assert re.search(rf"^{re.escape(read)} .* \(made at {re.escape(made)}\)", str(error.value))
+
+
+@pytest.mark.parametrize("read", [bool, float, "{:.3f}".format, ng.Array.tolist, np.asarray])
+def test_every_way_to_read_a_value_is_refused(read):
+    with pytest.raises(TraceError, match=r"^\S*test_trace\.py:\d+ needs the value"):
+        trace(lambda x: x * read(x.sum()), ng.asarray([1.0, 2.0]))
+
+
+def halve(opt):
+    opt.lr = opt.lr * 0.5
+
+
+STATE_READS = {
+    "float": lambda model, opt: float(model.bias),
+    "numpy": lambda model, opt: model.weight.numpy(),
+    "compare": lambda model, opt: opt.lr > 0.1,
+    "schedule": lambda model, opt: halve(opt),
+    "state_dict": lambda model, opt: model.state_dict(),
+}
+
+
+@pytest.mark.parametrize("name", STATE_READS)
+def test_a_state_read_while_tracing_is_refused_by_line(name):
+    model = L.Linear(2, 1)
+    opt = ng.optim.SGD(model.parameters(), lr=0.5)
+
+    def looks(x):
+        STATE_READS[name](model, opt)
+        return model(x)
+
+    with pytest.raises(TraceError, match="Parameter or Buffer") as error:
+        trace(looks, ng.asarray([[1.0, 2.0]]))
+    function = halve if name == "schedule" else STATE_READS[name]
+    line = f"{__file__}:{function.__code__.co_firstlineno + (name == 'schedule')}"
+    assert str(error.value).startswith(f"{line} needs the value")
+    assert opt.lr == 0.5
+
+
+BUILDS = {
+    "module": lambda: L.Linear(2, 3),
+    "batch norm": lambda: L.BatchNorm1d(2),
+    "parameter": lambda: L.Parameter([1.0, 2.0]),
+    "optimizer": lambda: ng.optim.SGD(WEIGHT, lr=0.1),
+}
+WEIGHT = L.Parameter([1.0, 2.0])
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_what_holds_state_is_built_outside(name):
+    with pytest.raises(TraceError, match=r"^\S*test_trace\.py:\d+ makes .* before the function"):
+        trace(lambda x: (BUILDS[name](), x)[1], ng.asarray([1.0, 2.0]))
 
 
 def test_gradients_that_add_up_are_read_when_replayed():

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -27,6 +28,7 @@ from ..jit import (
     cache_dir,
     entry_address,
     function_of,
+    instead_of,
     is_settled,
     words_of,
     write_atomically,
@@ -55,10 +57,10 @@ _loading = threading.Lock()
 
 def _load(text: str, module_name: str, file_name: str) -> None:
     folder = cache_dir() / "compiled"
-    folder.mkdir(exist_ok=True)
-    path = folder / file_name
-    if not path.exists():
-        write_atomically(path, text.encode())
+    try:
+        path = _written(text, folder / file_name)
+    except OSError as error:
+        path = _written(text, instead_of(folder, error) / file_name)
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
@@ -67,6 +69,14 @@ def _load(text: str, module_name: str, file_name: str) -> None:
     except BaseException:
         del sys.modules[module_name]
         raise
+
+
+def _written(text: str, path: Path) -> Path:
+    """Return the path of a file in the cache that holds a text, written now if it is not there."""
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, text.encode())
+    return path
 
 
 class Executable:

@@ -64,6 +64,7 @@ def export(executable: CPUExecutable, path: str | Path) -> None:
     text, arrays = _Exported(executable, path.stem).module()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path.with_suffix(".npz"), buffer.getvalue())
     write_atomically(path, text.encode())
 
@@ -275,13 +276,15 @@ def _statements(text: str) -> Iterator[tuple[ast.stmt, str]]:
 
 
 def _without_imports(text: str, but: Iterable[str] = ()) -> str:
-    """Return a module's text without its docstring, its own package and ``__future__``."""
+    """Return a module's text but for docstring, ``__all__``, own package and ``__future__``."""
     lines = text.splitlines()
     for statement in ast.parse(text).body:
         if isinstance(statement, ast.ImportFrom):
             drop = statement.level or statement.module == "__future__"
         elif isinstance(statement, ast.Import):
             drop = statement.names[0].name in but
+        elif isinstance(statement, ast.Assign):
+            drop = _bound(statement) == {"__all__"}
         else:
             drop = statement.lineno == 1 and isinstance(statement, ast.Expr)
         if drop:

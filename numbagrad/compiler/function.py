@@ -291,7 +291,7 @@ class CompiledFunction:
         Parameters
         ----------
         path
-            Where; it ends in ``.py``.
+            Where; it ends in ``.py``. Its folder is made if missing.
 
         Raises
         ------

@@ -8,18 +8,14 @@ and written in equations, so a replayed step changes it again.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import dispatch
 from ..array import Array, Spec, State, Symbol, staging
 from ..dispatch import Op, apply, apply_into, interpreter, make_call
-from ..errors import GraphError, ShapeError, TraceError
-
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+from ..errors import GraphError, ShapeError, TraceError, users_line
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class Trace:
     # ----------------------------------------------------------------- tracing
 
     def _symbol(self, spec: Spec) -> Array:
-        array = Array(Symbol(self._values, _users_line()), spec)
+        array = Array(Symbol(self._values, users_line()), spec)
         self._values += 1
         return array
 
@@ -302,7 +298,7 @@ def trace(f: Callable, *args: Array) -> Trace:
     Raises
     ------
     TraceError
-        If ``f`` needs a value (``if loss > 1``), naming the line that made it.
+        If ``f`` needs a value (``if loss > 1``), naming the line that reads it.
 
     Examples
     --------
@@ -358,11 +354,3 @@ def spec_text(spec: Spec) -> str:
 
 def _list(specs: tuple[Spec, ...]) -> str:
     return "(" + ", ".join(f"{spec_text(spec)} on {spec.device}" for spec in specs) + ")"
-
-
-def _users_line() -> str:
-    """Return the file and line, outside this package, that is running."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "unknown"

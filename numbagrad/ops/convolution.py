@@ -231,6 +231,11 @@ def set_winograd(on: bool) -> None:
     Gradients are as exact. An infinite or undefined pixel spreads to all of the 4 x 4 outputs that
     are computed together.
 
+    Raises
+    ------
+    TypeError
+        If ``on`` is no bool.
+
     Examples
     --------
     >>> set_winograd(False)
@@ -239,6 +244,8 @@ def set_winograd(on: bool) -> None:
     >>> set_winograd(True)
     """
     global _winograd
+    if not isinstance(on, (bool, np.bool_)):
+        raise TypeError(f"set_winograd: needs True or False, got {on!r}")
     _winograd = bool(on)
 
 
