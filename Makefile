@@ -50,9 +50,11 @@ notebooks: $(DEV) ## execute every notebook; the files stay as they are
 
 bench: $(BENCH) ## speed against PyTorch, JAX and NumPy, written to benchmarks/results and the README
 	$(PY) -m benchmarks
+	$(PY) -m benchmarks.scaling
 
 bench-quick: $(BENCH) ## a part of it on one thread, printed only
 	$(PY) -m benchmarks --quick
+	$(PY) -m benchmarks.scaling --quick
 
 lint: $(DEV) ## code style, formatting, and the floors
 	$(PY) -m ruff check .

@@ -203,22 +203,36 @@ def scaling_cases() -> list[Case]:
         for name in scaling.NETWORKS
         for batch in scaling.BATCHES
     ]
-    for depth in scaling.DEPTHS:
-        deep = partial(ng.models.mlp, hidden=(scaling.WIDTH,) * (depth - 1))
-        prepare = partial(_prepare_step_of, deep, scaling.DEEP_BATCH)
-        cases.append(
+    for part, build in zip(scaling.DEEP, (_deep_mlp, _deep_convnet), strict=True):
+        cases += [
             Case(
                 scaling.FAMILY,
                 str(depth),
-                scaling.OVER_DEPTH,
-                prepare,
+                part,
+                partial(_prepare_step_of, partial(build, depth), scaling.DEEP_BATCH),
                 tolerance=1e-2,
                 quick=depth in scaling.DEPTHS[:2],
             )
-        )
+            for depth in scaling.DEPTHS
+        ]
     lenet = partial(_prepare_inference, "lenet", 28, 1, False)
     cases.append(Case(scaling.FAMILY, "1", scaling.INFERENCE, lenet))
     return cases
+
+
+def _deep_mlp(depth: int) -> ng.layers.Module:
+    return ng.models.mlp(hidden=(scaling.WIDTH,) * (depth - 1))
+
+
+def _deep_convnet(depth: int) -> ng.layers.Module:
+    """Return so many convolutions on a quarter of the image's pixels, then a linear layer."""
+    layers = [ng.layers.MaxPool2d(2)]
+    channels = 1
+    for _ in range(depth):
+        layers += [ng.layers.Conv2d(channels, scaling.CHANNELS, 3, padding=1), ng.layers.ReLU()]
+        channels = scaling.CHANNELS
+    linear = ng.layers.Linear(14 * 14 * channels, 10)
+    return ng.layers.Sequential(*layers, ng.layers.Flatten(), linear)
 
 
 def _prepare_step_of(build: Callable[[], ng.layers.Module], batch: int, seed: int, compiled: bool):
