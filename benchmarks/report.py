@@ -155,20 +155,21 @@ def _show_reasons(mode: Mode, console: Console) -> None:
     for kernel in slow:
         if kernel["why"]:
             reasons.setdefault((kernel["op"], kernel["why"]), []).append(kernel)
-    table = _table(
-        f"{_threads(mode)}: kernels over {SHARE:.0%} of a step, under {FRACTION:.0%} of the roof",
-        "kernel", "shapes", "of the roof", "of a step", "why",
-    )  # fmt: skip
-    table.columns[-1].justify = "left"
+    if slow:
+        console.print(
+            f"{_threads(mode)}: kernels over {SHARE:.0%} of a step, under {FRACTION:.0%} of the "
+            "roof\n",
+            style="italic", highlight=False,
+        )  # fmt: skip
     for (op, reason), kernels in reasons.items():
         fractions = [kernel["fraction"] for kernel in kernels]
-        first = kernels[0]  # with the largest share
-        table.add_row(
-            op, str(len(kernels)), f"{min(fractions):.0%} to {max(fractions):.0%}",
-            f"{first['share']:.0%} ({first['step']})", reason,
-        )  # fmt: skip
-    if table.row_count:
-        console.print(table)
+        most = kernels[0]  # with the largest share
+        console.print(
+            f"  [bold]{op}[/] ({count(len(kernels), 'shape')}, {min(fractions):.0%} to "
+            f"{max(fractions):.0%} of the roof, up to {most['share']:.0%} of a step: "
+            f"{most['step']}). {reason}",
+            highlight=False,
+        )
     for kernel in slow:
         if not kernel["why"]:
             console.print(
