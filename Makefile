@@ -20,7 +20,7 @@ PEERS := .venv/.installed-peers
 BENCH := .venv/.installed-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cuda test-peers notebooks bench bench-quick lint format clean distclean
+.PHONY: help demo test test-cpus test-cuda test-peers notebooks bench bench-quick lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,18 @@ else
 	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -m smoke tests/cuda/sim
 endif
 
+# Kernels as compiled for other processors: AVX2, and neither AVX nor FMA. Not on ARM, whose
+# processors do not run code for haswell.
+CPUS      := $(if $(filter x86_64 AMD64,$(shell uname -m)),haswell) generic
+CPU_TESTS := $(addprefix tests/test_,$(addsuffix .py,\
+	simd formulas linalg convolution pooling normalization))
+
+test-cpus: $(DEV) ## part of the CPU tests with kernels as for other, simpler processors
+	for cpu in $(CPUS); do \
+		echo "NUMBA_CPU_NAME=$$cpu"; \
+		NUMBA_CPU_NAME=$$cpu $(PYTEST) -n $(WORKERS) $(CPU_TESTS) || exit 1; \
+	done
+
 test-cuda: $(CUDA) ## CUDA tests without a GPU: the simulator, then every kernel compiled offline
 	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -n $(WORKERS) tests/cuda/sim
 	$(PYTEST) -n $(WORKERS) tests/cuda/offline
@@ -50,9 +62,11 @@ notebooks: $(DEV) ## execute every notebook; the files stay as they are
 
 bench: $(BENCH) ## speed against PyTorch, JAX and NumPy, written to benchmarks/results and the README
 	$(PY) -m benchmarks
+	$(PY) -m benchmarks.scaling
 
 bench-quick: $(BENCH) ## a part of it on one thread, printed only
 	$(PY) -m benchmarks --quick
+	$(PY) -m benchmarks.scaling --quick
 
 lint: $(DEV) ## code style, formatting, and the floors
 	$(PY) -m ruff check .

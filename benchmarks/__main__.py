@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "roofline.png"
 FAMILIES = (
     "gemm", "conv", "pooling", "norms", "softmax", "elementwise", "optimiser", "dispatch", "steps",
+    "inference",
 )  # fmt: skip
 PROCESSES = "processes"  # memory, start-up, loading
 

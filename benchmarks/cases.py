@@ -320,5 +320,6 @@ FAMILIES: dict[str, Callable[[], list[Case]]] = {
     "optimiser": networks.optimiser_cases,
     "dispatch": networks.dispatch_cases,
     "steps": networks.step_cases,
+    "inference": networks.inference_cases,
     scaling.FAMILY: networks.scaling_cases,  # by a command of its own: see `scaling`
 }

@@ -27,6 +27,8 @@ class Kernel:
         Operations, and bytes of inputs and outputs: see `numbagrad.roofline.work`.
     seconds
         Median of a call in eager mode, dispatch and allocation included.
+    calls
+        How often the case's run does it.
     """
 
     op: str
@@ -34,6 +36,7 @@ class Kernel:
     flops: float
     moved: float
     seconds: float
+    calls: int
 
     def to_json(self) -> dict:
         """Return a plain dict."""
@@ -59,7 +62,10 @@ def observe(run: Run) -> list[Kernel]:
     with dispatch.interpreter(timed):
         for k in range(CALLS):
             run(k % INPUT_SETS)
-    return [Kernel(*key, *costs[key], statistics.median(each)) for key, each in seconds.items()]
+    return [
+        Kernel(*key, *costs[key], statistics.median(each), len(each) // CALLS)
+        for key, each in seconds.items()
+    ]
 
 
 def _shapes(arrays: Iterable[Array]) -> str:

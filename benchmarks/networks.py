@@ -1,4 +1,4 @@
-"""What is measured, case by case: training steps, the optimiser, the cost of calling an op."""
+"""What is measured, case by case: training steps, inference, the optimiser, the cost of a call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEPS = [
     ("mlp", 28, 1, (1, 32, 128), (1, 128)),
     ("lenet", 28, 1, (1, 32, 128), (1, 128)),
     ("convnet6", 32, 3, (1, 32, 64, 128), (1, 64)),
-    ("resnet8", 32, 3, (1, 32, 128), (1, 128)),
+    ("resnet8", 32, 3, (1, 64, 128), (1, 64)),
 ]
 # Those that have a target, see `results.targets`.
 TARGETED = (("lenet", 128), ("convnet6", 64), ("mlp", 128))
@@ -64,7 +64,10 @@ def _prepare_step(
     ways, reference = _step_ways(model, batches)
     ways = {OURS: _loss(partial(our_step, model, batches)), **ways}
     if compiled and worth:
-        ways["PyTorch compiled"] = _loss(partial(torch_step, model, batches, compiled=True))
+        theirs = partial(torch_step, model, batches, compiled=True)
+        ways["PyTorch compiled"] = _loss(theirs)
+        if _has_images(model):
+            ways["PyTorch compiled channels_last"] = _loss(partial(theirs, channels_last=True))
     return ways, reference
 
 
@@ -200,21 +203,36 @@ def scaling_cases() -> list[Case]:
         for name in scaling.NETWORKS
         for batch in scaling.BATCHES
     ]
-    for depth in scaling.DEPTHS:
-        deep = partial(ng.models.mlp, hidden=(scaling.WIDTH,) * (depth - 1))
-        prepare = partial(_prepare_step_of, deep, scaling.DEEP_BATCH)
-        cases.append(
+    for part, build in zip(scaling.DEEP, (_deep_mlp, _deep_convnet), strict=True):
+        cases += [
             Case(
                 scaling.FAMILY,
                 str(depth),
-                scaling.OVER_DEPTH,
-                prepare,
+                part,
+                partial(_prepare_step_of, partial(build, depth), scaling.DEEP_BATCH),
                 tolerance=1e-2,
                 quick=depth in scaling.DEPTHS[:2],
             )
-        )
-    cases.append(Case(scaling.FAMILY, "1", scaling.INFERENCE, _prepare_inference))
+            for depth in scaling.DEPTHS
+        ]
+    lenet = partial(_prepare_inference, "lenet", 28, 1, False)
+    cases.append(Case(scaling.FAMILY, "1", scaling.INFERENCE, lenet))
     return cases
+
+
+def _deep_mlp(depth: int) -> ng.layers.Module:
+    return ng.models.mlp(hidden=(scaling.WIDTH,) * (depth - 1))
+
+
+def _deep_convnet(depth: int) -> ng.layers.Module:
+    """Return so many convolutions on a quarter of the image's pixels, then a linear layer."""
+    layers = [ng.layers.MaxPool2d(2)]
+    channels = 1
+    for _ in range(depth):
+        layers += [ng.layers.Conv2d(channels, scaling.CHANNELS, 3, padding=1), ng.layers.ReLU()]
+        channels = scaling.CHANNELS
+    linear = ng.layers.Linear(14 * 14 * channels, 10)
+    return ng.layers.Sequential(*layers, ng.layers.Flatten(), linear)
 
 
 def _prepare_step_of(build: Callable[[], ng.layers.Module], batch: int, seed: int, compiled: bool):
@@ -222,26 +240,48 @@ def _prepare_step_of(build: Callable[[], ng.layers.Module], batch: int, seed: in
     return _step_ways(build(), _batches(seed, batch, 28, 1))
 
 
-def _prepare_inference(seed: int, compiled: bool):
+# ------------------------------------------------------------------ inference
+
+
+def inference_cases() -> list[Case]:
+    """Return each network's outputs for one image, in evaluation mode."""
+    return [
+        Case(
+            "inference",
+            f"{name}, batch 1",
+            "",
+            partial(_prepare_inference, name, size, channels, True),
+            quick=name == "lenet",
+        )
+        for name, size, channels, _, _ in STEPS
+    ]
+
+
+def _prepare_inference(name: str, size: int, channels: int, worth: bool, seed: int, compiled: bool):
     ng.random.seed(seed)
-    model = ng.models.lenet()
+    model = ng.models.get(name, in_channels=channels, image_size=size)
     model.eval()
-    images = [images for images, _ in _batches(seed, 1, 28, 1)]
+    images = [images for images, _ in _batches(seed, 1, size, channels)]
+    ours = partial(_our_forward, model, images)
     theirs = partial(_torch_forward, model, images)
     ways = {
-        COMPILED: Contender(partial(_our_forward, model, images), lambda out: [out.numpy()]),
+        OURS: Contender(ours, lambda out: [out.numpy()]),
+        COMPILED: Contender(partial(ours, compiled=True), lambda out: [out.numpy()]),
         "PyTorch": theirs(),
-        "PyTorch channels_last": theirs(channels_last=True),
         "JAX": Contender(partial(_jax_forward, model, images), lambda out: [np.asarray(out)]),
     }
+    if _has_images(model):
+        ways["PyTorch channels_last"] = theirs(channels_last=True)
+    if compiled and worth:
+        ways["PyTorch compiled"] = theirs(compiled=True)
     exact = theirs(dtype=torch.float64)
     run = exact.make()
     return ways, lambda k: exact.arrays(run(k))
 
 
-def _our_forward(model: ng.layers.Module, images: list[np.ndarray]) -> Run:
+def _our_forward(model: ng.layers.Module, images: list[np.ndarray], compiled: bool = False) -> Run:
     arrays = [ng.asarray(each) for each in images]
-    predict = ng.compile(lambda x: model(x))
+    predict = ng.compile(lambda x: model(x)) if compiled else model
 
     def run(k: int) -> ng.Array:
         with ng.no_grad():
@@ -254,6 +294,7 @@ def _torch_forward(
     model: ng.layers.Module,
     images: list[np.ndarray],
     channels_last: bool = False,
+    compiled: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Contender:
     def make() -> Run:
@@ -261,10 +302,11 @@ def _torch_forward(
         if channels_last:
             twin = twin.to(memory_format=torch.channels_last)
         tensors = [torch_tensor(IMAGE, each, channels_last).to(dtype) for each in images]
+        predict = torch_compiled(twin) if compiled else twin
 
         def run(k: int) -> torch.Tensor:
             with torch.inference_mode():
-                return twin(tensors[k])
+                return predict(tensors[k])
 
         return run
 
@@ -274,8 +316,8 @@ def _torch_forward(
 def _jax_forward(model: ng.layers.Module, images: list[np.ndarray]) -> Run:
     forward, params, stats = jax_twin(model)
     arrays = [jax.numpy.asarray(each) for each in images]
-    predict = jax.jit(lambda params, x: forward(params, list(stats), x))
-    return lambda k: jax.block_until_ready(predict(params, arrays[k]))
+    predict = jax.jit(lambda params, stats, x: forward(params, list(stats), x))
+    return lambda k: jax.block_until_ready(predict(params, stats, arrays[k]))
 
 
 # ----------------------------------------------------------------- optimiser
@@ -370,49 +412,81 @@ def _jax_adam(start: list, grads: list) -> Run:
 
 CHAIN = 100
 
+# Calls of one op on 64 floats, in words that suit all three libraries: name, shapes, function.
+VECTOR, SQUARE = (64,), (8, 8)
+CALLS: list[tuple[str, tuple, Callable]] = [
+    ("64 floats, an op without gradient", (VECTOR, VECTOR), lambda x, y: x * y),
+    ("64 floats, x + 1.0", (VECTOR,), lambda x: x + 1.0),
+    ("64 floats, sum", (VECTOR,), lambda x: x.sum()),
+    ("64 floats, reshape", (VECTOR,), lambda x: x.reshape(8, 8)),
+    ("64 floats, x[2:6]", (SQUARE,), lambda x: x[2:6]),
+    ("64 floats, matrix product", (SQUARE, SQUARE), lambda x, y: x @ y),
+]
+
 
 def dispatch_cases() -> list[Case]:
-    """Return what it costs to call an op at all: a product of 64 floats.
+    """Return what it costs to call an op at all, on 64 floats.
 
-    Alone, recorded on the tape, and walked back through. PyTorch in eager mode is the only peer:
-    the question makes no sense for what compiles whole functions.
+    Several ops alone; a product recorded on the tape, and walked back through. PyTorch in eager
+    mode and NumPy are the only peers: the question makes no sense for what compiles whole
+    functions.
     """
+    plain = [
+        Case("dispatch", name, "", partial(_prepare_op, shapes, function, False))
+        for name, shapes, function in CALLS
+    ]
+    _, shapes, product = CALLS[0]
     return [
-        Case("dispatch", "64 floats, an op without gradient", "", partial(_prepare_op, False)),
-        Case("dispatch", "64 floats, an op on the tape", "", partial(_prepare_op, True)),
+        *plain,
+        Case(
+            "dispatch",
+            "64 floats, an op on the tape",
+            "",
+            partial(_prepare_op, shapes, product, True),
+        ),
         Case("dispatch", "64 floats, backward for each op", "", _prepare_backward, per=CHAIN),
     ]
 
 
-def _operands(seed: int) -> list[list[np.ndarray]]:
+def _operands(seed: int, shapes: tuple) -> list[list[np.ndarray]]:
     rng = np.random.default_rng(seed)
-    return [[rng.uniform(0.9, 1.1, 64).astype(np.float32) for _ in "xy"] for _ in range(INPUT_SETS)]
+    return [
+        [rng.uniform(0.9, 1.1, shape).astype(np.float32) for shape in shapes]
+        for _ in range(INPUT_SETS)
+    ]
 
 
-def _prepare_op(recorded: bool, seed: int, compiled: bool):
-    sets = _operands(seed)
+def _prepare_op(shapes: tuple, function: Callable, recorded: bool, seed: int, compiled: bool):
+    sets = _operands(seed, shapes)
 
     def ours() -> Run:
-        pairs = [tuple(map(ng.asarray, each)) for each in sets]
-        for x, _ in pairs:
+        operands = [list(map(ng.asarray, each)) for each in sets]
+        for x, *_ in operands:
             x.requires_grad = recorded
-        return lambda k: pairs[k][0] * pairs[k][1]
+        return lambda k: function(*operands[k])
 
     def theirs() -> Run:
-        pairs = [tuple(map(torch.from_numpy, each)) for each in sets]
-        for x, _ in pairs:
+        operands = [list(map(torch.from_numpy, each)) for each in sets]
+        for x, *_ in operands:
             x.requires_grad_(recorded)
-        return lambda k: pairs[k][0] * pairs[k][1]
+        return lambda k: function(*operands[k])
 
     ways = {
         OURS: Contender(ours, lambda out: [out.numpy()]),
         "PyTorch": Contender(theirs, lambda out: [out.detach().numpy()]),
     }
-    return ways, lambda k: [np.prod(sets[k], axis=0, dtype=np.float64)]
+    if not recorded:  # it has no tape
+        numpy = partial(_numpy_op, function, sets)
+        ways["NumPy"] = Contender(numpy, lambda out: [np.asarray(out)])
+    return ways, lambda k: [function(*(x.astype(np.float64) for x in sets[k]))]
+
+
+def _numpy_op(function: Callable, sets: list) -> Run:
+    return lambda k: function(*sets[k])
 
 
 def _prepare_backward(seed: int, compiled: bool):
-    sets = _operands(seed)
+    sets = _operands(seed, (VECTOR, VECTOR))
 
     def chain(x: Any, y: Any) -> Any:
         for _ in range(CHAIN):

@@ -11,15 +11,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .reasons import FRACTION, SHARE
 from .results import (
+    COMPILED,
     FORWARD,
     GRADIENTS,
     OURS,
     Mode,
     Report,
     Target,
+    activations,
     geometric_mean,
-    memory_targets,
+    over_peers,
+    process_targets,
     ratios,
     targets,
 )
@@ -67,6 +71,7 @@ def show(report: Report, console: Console) -> None:
     for mode in report.modes:
         _show_cases(mode, console)
         _show_kernels(mode, console)
+        _show_reasons(mode, console)
     _show_processes(report.processes, console)
     for mode in report.modes:
         _show_targets(f"Targets, {_threads(mode)}", targets(mode), console)
@@ -74,7 +79,7 @@ def show(report: Report, console: Console) -> None:
             console.print(f"[red]failed[/] {_threads(mode)}, {line}", highlight=False)
         for line in mode.greedy:
             console.print(f"[yellow]note[/] {_threads(mode)}, {line}", highlight=False)
-    _show_targets("Targets, memory", memory_targets(report.processes.get("memory", [])), console)
+    _show_targets("Targets, processes", process_targets(report.processes), console)
 
 
 def _threads(mode: Mode) -> str:
@@ -143,6 +148,37 @@ def _show_kernels(mode: Mode, console: Console) -> None:
         console.print(table)
 
 
+def _show_reasons(mode: Mode, console: Console) -> None:
+    """Print why kernels that matter are far below the roof, and those of which nobody said why."""
+    slow = mode.slow_kernels
+    reasons: dict[tuple, list[dict]] = {}
+    for kernel in slow:
+        if kernel["why"]:
+            reasons.setdefault((kernel["op"], kernel["why"]), []).append(kernel)
+    if slow:
+        console.print(
+            f"{_threads(mode)}: kernels over {SHARE:.0%} of a step, under {FRACTION:.0%} of the "
+            "roof\n",
+            style="italic", highlight=False,
+        )  # fmt: skip
+    for (op, reason), kernels in reasons.items():
+        fractions = [kernel["fraction"] for kernel in kernels]
+        most = kernels[0]  # with the largest share
+        console.print(
+            f"  [bold]{op}[/] ({count(len(kernels), 'shape')}, {min(fractions):.0%} to "
+            f"{max(fractions):.0%} of the roof, up to {most['share']:.0%} of a step: "
+            f"{most['step']}). {reason}",
+            highlight=False,
+        )
+    for kernel in slow:
+        if not kernel["why"]:
+            console.print(
+                f"[red]no reason[/] {_threads(mode)}, {kernel['op']} {kernel['shapes']}: "
+                f"{kernel['fraction']:.0%} of the roof, {kernel['share']:.0%} of {kernel['step']}",
+                highlight=False,
+            )
+
+
 def _memory_speed(mode: Mode) -> float:
     return mode.roof.bandwidth[max(mode.roof.bandwidth)]
 
@@ -150,15 +186,20 @@ def _memory_speed(mode: Mode) -> float:
 def _show_processes(processes: dict, console: Console) -> None:
     if not processes:
         return
-    table = _table("Peak memory of training: model, moments, batch, step", "step", "MB", "")
+    table = _table(
+        "Peak memory of training: model, moments, batch, step; and its activations",
+        "step", "MB", "activations", "",
+    )  # fmt: skip
     for row in processes["memory"]:
         for name, peak in row["peaks"].items():
-            table.add_row(row["name"], f"{peak / 1e6:.1f}", name)
+            own = activations(row)[name]
+            table.add_row(row["name"], f"{peak / 1e6:.2f}", f"{own / 1e6:.2f}", name)
     console.print(table)
-    table = _table("From the start of Python to the end of the first LeNet step", "", "s")
+    table = _table("From the start of Python to the end of the first step (LeNet's)", "", "s")
     for name, value in processes["startup"].items():
         table.add_row(name, f"{value:.2f}")
     console.print(table)
+    console.print(f"{_training(processes['training'])}\n", highlight=False)
     table = _table("Data loading, augmented 32x32x3", "loader", "workers", "images/s", "waiting")
     for row in processes["loading"]:
         table.add_row(
@@ -220,11 +261,28 @@ def readme_block(report: Report, picture: str) -> str:
         cases = len(report.modes[0].of(family, part))
         rows.append([f"{name} ({cases})", *cells])
     lines += [*_markdown(["operations (cases)", *heads], rows), ""]
+    for family, what in (
+        ("steps", "training step (forward, backward, Adam)"),
+        ("inference", "inference"),
+    ):
+        rows = _eager_and_compiled(report, family)
+        if rows:
+            lines += [*_markdown([f"{what}: eager, **compiled**", *heads], rows), ""]
+    lines += [*_also(report), ""]
+    lines += [
+        f"![Each kernel against the machine's peak and bandwidth]({picture})",
+        "",
+    ]
+    return "\n" + "\n".join(lines)
+
+
+def _eager_and_compiled(report: Report, family: str) -> list[list[str]]:
+    """Return a row for each case: ratios and times with each number of threads."""
     rows = []
-    for name in dict.fromkeys(result.name for result in report.modes[0].of("steps")):
+    for name in dict.fromkeys(result.name for result in report.modes[0].of(family)):
         row = [name]
         for mode in report.modes:
-            result = next((r for r in mode.of("steps") if r.name == name), None)
+            result = next((r for r in mode.of(family) if r.name == name), None)
             best = result and result.best_peer
             if best and result.ours:
                 both = f"{times(result.ratio)}, **{times(result.compiled_ratio)}**"
@@ -233,14 +291,7 @@ def readme_block(report: Report, picture: str) -> str:
             else:
                 row.append("-")
         rows.append(row)
-    title = "training step (forward, backward, Adam): eager, **compiled**"
-    lines += [*_markdown([title, *heads], rows), ""]
-    lines += [*_also(report), ""]
-    lines += [
-        f"![Each kernel against the machine's peak and bandwidth]({picture})",
-        "",
-    ]
-    return "\n" + "\n".join(lines)
+    return rows
 
 
 def _mean_and_worst(mode: Mode, family: str, part: str | None) -> str:
@@ -254,24 +305,31 @@ def _also(report: Report) -> list[str]:
     lines = []
     first = report.modes[0].of("dispatch")
     if first:
-        pairs = [f"{r.label.split(', ', 1)[1]} {seconds(r.ours)} ({seconds(r.best_peer[1])})"
-                 for r in first if r.ours and r.best_peer]  # fmt: skip
+        pairs = [
+            f"{r.label.split(', ', 1)[1]} {seconds(r.ours)} ({seconds(r.time_of('PyTorch'))})"
+            for r in first
+        ]
         lines.append(
             f"- Calling an op on 64 floats (PyTorch's time in brackets): {'; '.join(pairs)}."
         )
     if report.processes:
-        peaks = [
-            f"{target.name.removeprefix('peak memory, ')} {times(target.value)}"
-            for target in memory_targets(report.processes["memory"])
-        ]
+        rows = report.processes["memory"]
+        peaks = [f"{row['name']} {times(over_peers(row['peaks'], OURS))}" for row in rows]
         lines.append(
             "- Peak memory of training (model, moments, batch, step), PyTorch's better layout = 1: "
             f"{'; '.join(peaks)}."
         )
+        peaks = [f"{row['name']} {times(over_peers(activations(row), COMPILED))}" for row in rows]
+        lines.append(
+            "- Of it, activations (what is no parameter, gradient, moment or batch), **compiled**: "
+            f"{'; '.join(peaks)}."
+        )
         starts = [f"{name} {value:.1f} s" for name, value in report.processes["startup"].items()]
         lines.append(
-            f"- From the start of Python to the end of the first LeNet step: {'; '.join(starts)}."
+            "- From the start of Python to the end of the first step, LeNet's if not said: "
+            f"{'; '.join(starts)}."
         )
+        lines.append(f"- {_training(report.processes['training'])}.")
         loads = [
             f"{row['library']} {row['workers']} workers {row['images_per_second']:,.0f} "
             f"({row['waiting']:.0%})"
@@ -282,6 +340,16 @@ def _also(report: Report) -> list[str]:
             f"{'; '.join(loads)}."
         )
     return lines
+
+
+def _training(trained: dict | None) -> str:
+    what = "LeNet trained on MNIST, compiled, a whole process from a full cache"
+    if trained is None:
+        return f"{what}: not measured: no MNIST"
+    return (
+        f"{what}: {trained['accuracy']:.2f} % of the test images right after "
+        f"{trained['seconds']:.1f} s on {count(trained['threads'], 'thread')}"
+    )
 
 
 def _markdown(heads: list[str], rows: list[list[str]]) -> list[str]:

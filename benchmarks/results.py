@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from numbagrad.roofline import Roof
 
 from .measure import Race
+from .reasons import FRACTION, SHARE, why
 
 OURS = "numbagrad"
 COMPILED = "numbagrad compiled"
@@ -43,14 +44,15 @@ class Result:
     @property
     def ours(self) -> float | None:
         """Our median in seconds, of one operation."""
-        return self._median(OURS)
+        return self.time_of(OURS)
 
     @property
     def compiled(self) -> float | None:
         """Our median in seconds with `ng.compile`, where that was measured."""
-        return self._median(COMPILED)
+        return self.time_of(COMPILED)
 
-    def _median(self, name: str) -> float | None:
+    def time_of(self, name: str) -> float | None:
+        """Return a contender's median in seconds, of one operation."""
         timing = self.race.timings.get(name)
         return timing and timing.median / self.per
 
@@ -119,6 +121,31 @@ class Mode:
             k | {"fraction": self.roof.seconds(k["flops"], k["moved"]) / k["seconds"]}
             for k in found.values()
         ]
+
+    @property
+    def slow_kernels(self) -> list[dict]:
+        """Kernels that take much of a step and are far below the roof: see `reasons`.
+
+        With ``step`` and ``share``, where it takes most: of the time in kernels, in eager mode; and
+        ``why``, None if there is no written reason. Largest shares first.
+        """
+        known = {(kernel["op"], kernel["shapes"]): kernel for kernel in self.kernels}
+        calls = [
+            r.ours for r in self.of("dispatch") if r.name == "64 floats, an op without gradient"
+        ]
+        found: dict[tuple, dict] = {}
+        for result in self.of("steps"):
+            total = sum(kernel["seconds"] * kernel["calls"] for kernel in result.kernels)
+            for kernel in result.kernels:
+                share = kernel["seconds"] * kernel["calls"] / total
+                key = kernel["op"], kernel["shapes"]
+                if share <= SHARE or known[key]["fraction"] >= FRACTION:
+                    continue
+                if key not in found or share > found[key]["share"]:
+                    reason = why(known[key], calls[0] if calls else None)
+                    where = {"step": result.name, "share": share, "why": reason}
+                    found[key] = known[key] | where
+        return sorted(found.values(), key=lambda kernel: -kernel["share"])
 
     @property
     def failures(self) -> list[str]:
@@ -249,7 +276,13 @@ COMPILED_TARGETS = (
     ("mlp, batch 128", 1.3),
     ("mlp, batch 1", 3),
     ("convnet6, batch 64", 2),
-    ("resnet8, batch 32", 2),
+    ("resnet8, batch 64", 2),
+)
+INFERENCE_TARGET = 2
+CALL_TARGETS = (  # microseconds, on 64 floats
+    ("an op without gradient", 5),
+    ("an op on the tape", 10),
+    ("backward for each op", 10),
 )
 
 
@@ -271,18 +304,73 @@ def targets(mode: Mode) -> list[Target]:
     for name, bound in COMPILED_TARGETS:
         value = steps[name].compiled_ratio if name in steps else None
         found.append(Target(f"compiled step, {name}", value, bound))
+    for result in mode.of("inference"):
+        value = result.compiled_ratio
+        found.append(Target(f"compiled inference, {result.name}", value, INFERENCE_TARGET))
+    calls = {result.name: result.ours for result in mode.of("dispatch")}
+    for what, bound in CALL_TARGETS:
+        value = calls.get(f"64 floats, {what}")
+        name = f"{what}, 64 floats, us"
+        found.append(Target(name, value and value * 1e6, bound, at_most=True))
     return found
 
 
-def memory_targets(memory: Sequence[dict]) -> list[Target]:
-    """Return the targets for peak memory: ours over PyTorch's better one."""
+# Peak memory of an eager step, and activations of a compiled one, over PyTorch's.
+MEMORY_TARGET = 1.0
+ACTIVATION_TARGETS = {"mlp": 1 / 3, "lenet": 1 / 3, "convnet6": 0.6, "resnet8": 0.6}
+START_TARGETS = {  # seconds
+    "numbagrad, empty cache": 15,
+    "numbagrad, full cache": 1.5,
+    "numbagrad compiled, empty cache": 20,
+    "numbagrad compiled, full cache": 1.5,
+    "numbagrad compiled, ResNet-8, empty cache": 60,
+}
+ACCURACY_TARGET, TRAINING_TARGET = 99.0, 20  # % and seconds
+
+
+def process_targets(processes: dict) -> list[Target]:
+    """Return the targets for what was measured in processes of its own: see `processes`."""
     found = []
-    for row in memory:
-        ours = row["peaks"][OURS]
-        theirs = min(peak for name, peak in row["peaks"].items() if name != OURS)
-        ratio = ours / theirs if theirs else None
-        found.append(Target(f"peak memory, {row['name']}", ratio, 1.0, at_most=True))
+    for row in processes.get("memory", ()):
+        ratio = over_peers(row["peaks"], OURS)
+        found.append(Target(f"peak memory, {row['name']}", ratio, MEMORY_TARGET, at_most=True))
+        ratio = over_peers(activations(row), COMPILED)
+        bound = ACTIVATION_TARGETS[row["name"].split(",")[0]]
+        name = f"activations of a compiled step, {row['name']}"
+        found.append(Target(name, ratio, bound, at_most=True))
+    for name, value in processes.get("startup", {}).items():
+        if name in START_TARGETS:
+            name, bound = f"first step, s: {name}", START_TARGETS[name]
+            found.append(Target(name, value, bound, at_most=True))
+    if "training" in processes:
+        trained = processes["training"] or {"accuracy": None, "seconds": None}
+        found.append(Target("LeNet on MNIST, accuracy in %", trained["accuracy"], ACCURACY_TARGET))
+        name = "LeNet on MNIST, whole process, s"
+        found.append(Target(name, trained["seconds"], TRAINING_TARGET, at_most=True))
     return found
+
+
+def activations(row: dict) -> dict[str, float]:
+    """Return the peaks of a step less what is no activation: parameters, gradients, moments, batch.
+
+    Examples
+    --------
+    >>> activations({"peaks": {"PyTorch": 9, "numbagrad": 8}, "held": 5})
+    {'PyTorch': 4, 'numbagrad': 3}
+    """
+    return {name: peak - row["held"] for name, peak in row["peaks"].items()}
+
+
+def over_peers(amounts: dict[str, float], own: str) -> float | None:
+    """Return one of our amounts over the smallest of the peers'; None if there is nothing in one.
+
+    Examples
+    --------
+    >>> over_peers({"numbagrad": 3, "PyTorch": 6, "PyTorch channels_last": 4}, "numbagrad")
+    0.75
+    """
+    theirs = min(amount for name, amount in amounts.items() if name not in OWN)
+    return amounts[own] / theirs if own in amounts and theirs > 0 else None
 
 
 def ratios(results: Iterable[Result]) -> list[float | None]:

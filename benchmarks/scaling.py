@@ -26,8 +26,11 @@ FAMILY = "scaling"
 NETWORKS = {"lenet": "LeNet", "mlp": "MLP"}
 BATCHES = (1, 4, 16, 64, 256, 1024)
 DEPTHS = (2, 4, 8, 16, 32)
-WIDTH, DEEP_BATCH = 128, 32  # of the MLP that grows deep
-OVER_DEPTH = "MLP over depth"
+WIDTH, CHANNELS, DEEP_BATCH = 128, 16, 32  # of the networks that grow deep
+DEEP = {  # and what is counted
+    "MLP over depth": f"MLP of width {WIDTH}",
+    "ConvNet over depth": f"3x3 convolutions of {CHANNELS} channels",
+}
 INFERENCE = "LeNet, inference, batch"
 
 console = Console()
@@ -132,14 +135,18 @@ def draw(report: Report, path: Path) -> None:
                 *points, marker=mark, color=colour, ls="-" if mark == "o" else "--",
                 label=f"{NETWORKS[network]}, {label}",
             )  # fmt: skip
-        depth.plot(*ratios(mode, OVER_DEPTH), marker="o", color=colour, label=label)
+        for (part, what), mark in zip(DEEP.items(), "so", strict=True):
+            depth.plot(
+                *ratios(mode, part), marker=mark, color=colour, ls="-" if mark == "o" else "--",
+                label=f"{what}, {label}",
+            )  # fmt: skip
     for axis, ticks in ((batch, BATCHES), (depth, DEPTHS)):
         _label_sizes(axis, ticks)
         axis.axhline(1, color="black", lw=1)
         axis.set_ylim(bottom=0)
         axis.set_ylabel("best peer's time / compiled numbagrad's")
     batch.set(title="Training step over batch", xlabel="batch")
-    depth.set(title=f"MLP of width {WIDTH}, batch {DEEP_BATCH}, over depth", xlabel="linear layers")
+    depth.set(title=f"Training step over depth, batch {DEEP_BATCH}", xlabel="layers")
     _draw_threads(threads, report.modes)
     _draw_inference(inference, report.modes)
     for axis in axes.flat:

@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import measure, report, results, scaling, worker
+from benchmarks import measure, reasons, report, results, scaling, worker
 from benchmarks.measure import QUICK, Contender, Race, Timing, race
 from benchmarks.results import Mode, Report, Result, Target
+from numbagrad import dispatch
 from numbagrad.roofline import Roof
 
 
-@pytest.mark.parametrize("module", [measure, report, results, scaling])
+@pytest.mark.parametrize("module", [measure, reasons, report, results, scaling])
 def test_examples(module):
     assert doctest.testmod(module).failed == 0
 
@@ -87,12 +88,15 @@ def some_report():
             result("conv", "b", 1.0, 0.5, part=results.GRADIENTS),
             result("conv", "a", 1.0, 9.0, part=results.FORWARD),
             result("softmax", "c", 1.0, 1.6),
-            result("dispatch", "64 floats, an op", 1e-6, 2e-6),
+            result("dispatch", "64 floats, an op without gradient", 1e-6, 2e-6),
             result("steps", "lenet, batch 128", 2.0, 3.0),
+            result("inference", "lenet, batch 1", 2.0, 3.0),
         ],
     )
     kernel = {"op": "conv2d", "shapes": "1 -> 2", "flops": 2e9, "moved": 1e8}
-    mode.results[1].kernels.append(kernel | {"seconds": 0.04})
+    mode.results[1].kernels.append(kernel | {"seconds": 0.04, "calls": 1})
+    inference = mode.of("inference")[0].race.timings
+    inference[results.COMPILED] = Timing(1.0, 0.1, 5, 1.0)
     described = {
         "cpu": "Some CPU", "architecture": "some", "cores": 1, "python": "3.12",
         "versions": dict.fromkeys(["torch", "jax", "numpy", "numba"], "1.0"),
@@ -100,11 +104,18 @@ def some_report():
     processes = {
         "memory": [
             {
-                "name": "mlp",
-                "peaks": {"numbagrad": 100, "PyTorch": 300, "PyTorch channels_last": 80},
+                "name": "mlp, batch 128",
+                "peaks": {
+                    "numbagrad": 100,
+                    "numbagrad compiled": 60,
+                    "PyTorch": 300,
+                    "PyTorch channels_last": 80,
+                },
+                "held": 40,
             }
         ],
         "startup": {"numbagrad, full cache": 1.0, "PyTorch": 2.0},
+        "training": {"accuracy": 99.1, "seconds": 30.0, "threads": 2},
         "loading": [
             {"library": "numbagrad", "workers": 1, "images_per_second": 5.0, "waiting": 0.1}
         ],
@@ -125,10 +136,50 @@ def test_targets():
     assert found["convolutions with gradients, worst shape"].value == 0.5
     assert found["training step, lenet, batch 128"].passed
     assert found["training step, mlp, batch 128"].passed is None
-    (memory,) = results.memory_targets(some_report().processes["memory"])
-    assert memory.value == pytest.approx(1.25)
-    assert not memory.passed
+    assert found["compiled inference, lenet, batch 1"].value == 3.0
+    assert found["an op without gradient, 64 floats, us"].passed
     assert Target("x", 1.0, 1.0, at_most=True).passed
+
+
+def test_targets_of_processes():
+    processes = some_report().processes
+    found = {target.name: target for target in results.process_targets(processes)}
+    assert found["peak memory, mlp, batch 128"].value == pytest.approx(1.25)
+    assert not found["peak memory, mlp, batch 128"].passed
+    assert found["activations of a compiled step, mlp, batch 128"].value == pytest.approx(0.5)
+    assert not found["activations of a compiled step, mlp, batch 128"].passed
+    assert found["first step, s: numbagrad, full cache"].passed
+    assert found["LeNet on MNIST, accuracy in %"].passed
+    assert not found["LeNet on MNIST, whole process, s"].passed
+    without = results.process_targets(processes | {"training": None})
+    assert without[-1].passed is None
+    assert results.process_targets({}) == []
+
+
+def test_slow_kernels_have_a_reason_or_are_named(capsys):
+    found = some_report()
+    (mode,) = found.modes
+    step = mode.of("steps")[0]
+    full = {"shapes": "8 -> 8", "flops": 0.0, "moved": 1e8, "calls": 1}  # 10 ms at the roof
+    step.kernels += [
+        full | {"op": "adam_update", "seconds": 0.05},
+        full | {"op": "unheard_of", "seconds": 0.05},
+        full | {"op": "fast", "seconds": 0.015},
+        full | {"op": "rare", "seconds": 0.003, "moved": 1e6},
+        full | {"op": "short", "seconds": 1.01e-6, "moved": 1e3, "calls": 100_000},
+    ]
+    why = {kernel["op"]: kernel["why"] for kernel in mode.slow_kernels}
+    assert set(why) == {"adam_update", "unheard_of", "short"}
+    assert why["adam_update"] == reasons.REASONS["adam_update"]
+    assert why["short"].startswith("It is short: 1.0 us")
+    assert why["unheard_of"] is None
+    report.show(found, report.Console(width=200))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "no reason" in line]
+    assert "unheard_of 8 -> 8: 20% of the roof" in line
+
+
+def test_every_reason_is_for_an_op():
+    assert set(reasons.REASONS) <= set(dispatch.registry)
 
 
 def test_report_survives_its_file(tmp_path):
@@ -158,7 +209,13 @@ def test_readme_block():
     assert "Some CPU (some), 1 core, 2026-11-22" in text
     assert "| convolutions with both gradients (2) | 1.00 (0.50) |" in text
     assert "| lenet, batch 128 | 1.50, **-**: 2.00 s, -; peer 0 3.00 s |" in text
-    assert "mlp 1.25" in text
+    assert "mlp, batch 128 1.25" in text
+    assert "mlp, batch 128 0.50" in text
+    assert "| lenet, batch 1 | 1.50, **3.00**: 2.00 s, 1.00 s; peer 0 3.00 s |" in text
+    assert "99.10 % of the test images right after 30.0 s on 2 threads" in text
+    without = some_report()
+    without.processes["training"] = None
+    assert "not measured: no MNIST" in report.readme_block(without, "docs/roofline.png")
     new = report.replace_marked("a <!-- benchmark -->x<!-- /benchmark --> b", text)
     assert report.replace_marked(new, text) == new
     with pytest.raises(ValueError, match="once each"):
@@ -195,7 +252,8 @@ def scaling_report():
     for threads in (1, 2):
         found = []
         points = [(scaling.over_batch(name), scaling.BATCHES) for name in scaling.NETWORKS]
-        points += [(scaling.OVER_DEPTH, scaling.DEPTHS), (scaling.INFERENCE, (1,))]
+        points += [(part, scaling.DEPTHS) for part in scaling.DEEP]
+        points.append((scaling.INFERENCE, (1,)))
         for part, sizes in points:
             for size in sizes:
                 one = result(scaling.FAMILY, str(size), None, 3e-3 * size, part=part)
@@ -211,7 +269,7 @@ def test_scaling_ratios():
     sizes, found = scaling.ratios(one, scaling.over_batch("lenet"))
     assert sizes == list(scaling.BATCHES[1:])  # no peer to compare with at the first
     np.testing.assert_allclose(found, 3)
-    np.testing.assert_allclose(scaling.ratios(two, scaling.OVER_DEPTH)[1], 6)
+    np.testing.assert_allclose(scaling.ratios(two, "ConvNet over depth")[1], 6)
 
 
 @pytest.mark.parametrize("modes", [1, 2])
