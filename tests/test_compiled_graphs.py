@@ -11,9 +11,9 @@ import numbagrad as ng
 L = ng.layers
 
 
-# Seeds whose graphs hold three quarters of the ops in `graphs`; each takes seconds to compile.
+# Seeds whose graphs hold most of the ops in `graphs`; each takes seconds to compile.
 # tests/nojit tries many more, where that takes no time.
-@pytest.mark.parametrize(("seed", "chunk", "order"), [(32, None, 2), (104, 1, 1), (124, 4, 1)])
+@pytest.mark.parametrize(("seed", "chunk", "order"), [(4, None, 2), (33, 1, 1), (178, 4, 1)])
 def test_random_graph(seed, chunk, order):
     graphs.check(graphs.random_steps(np.random.default_rng(seed), 7), chunk, seed, order)
 
