@@ -50,7 +50,8 @@ from numba.np.numpy_support import as_dtype
 __numba_extension__ = True  # how `start` lowers is part of the key of what calls it
 
 ANNOUNCE_AFTER = 0.5  # seconds
-SETTLED = ("builtins", "ctypes", "llvmlite", "math", "numba", "numpy")  # what a version names
+# What a version names.
+SETTLED = ("builtins", "ctypes", "inspect", "llvmlite", "math", "numba", "numpy")
 OURS = ("numbagrad",)
 
 
