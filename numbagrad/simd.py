@@ -203,7 +203,7 @@ def fma(a, b, c):
 
 
 def where(condition, a, b):
-    """Choose lane by lane: ``a`` where the mask holds, else ``b``."""
+    """Choose lane by lane: ``a`` where a mask holds, else ``b``, one of them a vector."""
     chosen = np.where(condition, a, b)
     return chosen if chosen.ndim else chosen[()]
 
