@@ -162,12 +162,11 @@ def _show_reasons(mode: Mode, console: Console) -> None:
             style="italic", highlight=False,
         )  # fmt: skip
     for (op, reason), kernels in reasons.items():
-        fractions = [kernel["fraction"] for kernel in kernels]
+        worst = min(kernel["fraction"] for kernel in kernels)
         most = kernels[0]  # with the largest share
         console.print(
-            f"  [bold]{op}[/] ({count(len(kernels), 'shape')}, {min(fractions):.0%} to "
-            f"{max(fractions):.0%} of the roof, up to {most['share']:.0%} of a step: "
-            f"{most['step']}). {reason}",
+            f"  [bold]{op}[/] ({count(len(kernels), 'shape')}, from {worst:.0%} of the roof, up to "
+            f"{most['share']:.0%} of a step: {most['step']}). {reason}",
             highlight=False,
         )
     for kernel in slow:

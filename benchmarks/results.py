@@ -266,7 +266,7 @@ class Target:
     @property
     def wanted(self) -> str:
         """The bound in words."""
-        return f"{'at most' if self.at_most else 'at least'} {self.bound:g}"
+        return f"{'at most' if self.at_most else 'at least'} {self.bound:.3g}"
 
 
 STEP_TARGETS = (("lenet, batch 128", 1.4), ("convnet6, batch 64", 1.4), ("mlp, batch 128", 0.8))

@@ -1,7 +1,7 @@
 """``python -m benchmarks.scaling``: how speed changes with batch, depth and threads, as a picture.
 
 Training steps of compiled numbagrad against those of PyTorch and JAX, and inference on one image,
-all in the interleaved race of `measure`. A full run takes less than ten minutes.
+all in the interleaved race of `measure`. A full run takes about a quarter of an hour.
 """
 
 from __future__ import annotations
