@@ -99,6 +99,8 @@ REASONS = {
     "relu_backward": STREAM,
     "batch_norm": STREAM,
     "batch_norm_backward_input": STREAM,
+    "batch_norm_backward_sums": STREAM,
+    "mean_backward": "It spreads one number over a few: nothing but the call of an op.",
 }
 
 
