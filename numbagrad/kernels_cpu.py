@@ -1371,7 +1371,8 @@ def conv2d_backward_weight(
 # planes, one for each channel, and a vector holds neighbouring pixels. A plane has its zeros around
 # it, and its rows follow on each other: then a tap lies equally far from all output pixels, so that
 # a tile of (k, pixels) needs no tables. It runs over the ends of rows, too; what it finds there is
-# thrown away. With a stride each phase of the pixels has planes of its own (see above).
+# thrown away. There is little of it: the zeros after a row, and those below an image, are the ones
+# before the next. With a stride each phase of the pixels has planes of its own (see above).
 
 
 @njit
@@ -1405,11 +1406,11 @@ def _apart(x, first, count, stride, offset, planes, rows, pitch):
 def _row_apart(x, at, step, count, channels, out, to, apart):
     """out[to + c apart + j] = x[at + j step + c] for j < count and c < channels."""
     for c in range(0, channels, ROWS):
+        acc, left = simd.tile(out, ROWS, 1), channels - c
+        places = simd.tile_steps(acc, to + c * apart, apart, left)
         for j in range(0, count, simd.lanes(out)):
-            acc = simd.tile(out, ROWS, 1)
-            acc = simd.tile_load_turned(acc, x, at + j * step + c, step, count - j, channels - c)
-            places = simd.tile_steps(acc, to + c * apart, apart, channels - c)
-            simd.tile_store(acc, out, places, j, channels - c, count - j)
+            acc = simd.tile_load_turned(acc, x, at + j * step + c, step, count - j, left)
+            simd.tile_store(acc, out, places, j, left, count - j)
 
 
 @njit
@@ -1451,7 +1452,9 @@ def _convolve_planes(planes, taps, weight, apart, bias, ones, out, at_out, place
 
 @njit
 def _images_of(planes, rows, pitch):
-    """Return how many images of this size planes hold: at their end there is room for a tile."""
+    """Return how many images of this size planes hold: at their end there is room for a tile, and
+    for the zeros after the last image.
+    """
     return (planes.shape[1] - COLUMNS * simd.lanes(planes)) // (rows * pitch)
 
 
@@ -1463,10 +1466,16 @@ def _pixels_of(images, extents, rows, pitch):
 
 
 @njit
-def _plane_extents(x, stride, padding, planes):
-    """Return how many images planes of x hold, and the rows and the pixels of a row of each."""
+def _plane_extents(x, stride, padding, extents, planes):
+    """Return how many images planes of x hold, and the rows and the pixels of a row of each.
+
+    An output image has `extents`.
+    """
     rows = (x.shape[1] + 2 * padding[0] + stride[0] - 1) // stride[0]
     pitch = (x.shape[2] + 2 * padding[1] + stride[1] - 1) // stride[1]
+    if stride == (1, 1):
+        rows, pitch = max(x.shape[1] + padding[0], extents[0]), x.shape[2] + padding[1]
+        pitch = max(pitch, extents[1])
     return _images_of(planes, rows, pitch), rows, pitch
 
 
@@ -1477,7 +1486,7 @@ def planar_forward(
     """out = what `conv2d_forward` gives, for few output channels. No bank is needed, no groups."""
     filter_height, filter_width, depth, out_channels = weight.shape
     _, height, width, _ = out.shape
-    images, rows, pitch = _plane_extents(x, stride, padding, planes)
+    images, rows, pitch = _plane_extents(x, stride, padding, (height, width), planes)
     area, phases, t = planes.shape[1], stride[0] * stride[1], 0
     for r in range(filter_height):
         for s in range(filter_width):
@@ -1514,7 +1523,7 @@ def planar_backward_input(
     _, height, width, channels = grad_x.shape
     reach = (filter_height - 1) * dilation[0], (filter_width - 1) * dilation[1]
     offset = reach[0] - padding[0], reach[1] - padding[1]
-    rows, pitch = height + reach[0], width + reach[1]
+    rows, pitch = height + padding[0], width + padding[1]
     images, area, t = _images_of(planes, rows, pitch), planes.shape[1], 0
     for r in range(filter_height):
         for s in range(filter_width):
@@ -1550,7 +1559,7 @@ def planar_backward_weight(
     """
     filter_height, filter_width, depth, out_channels = grad_weight.shape
     _, height, width, _ = grad_out.shape
-    images, rows, pitch = _plane_extents(x, stride, padding, planes)
+    images, rows, pitch = _plane_extents(x, stride, padding, (height, width), planes)
     area, phases, q = planes.shape[1], stride[0] * stride[1], 0
     starts, parts, to = tables[0], tables[1], tables[2]
     lanes = simd.lanes(x)
@@ -1579,12 +1588,13 @@ def planar_backward_weight(
                 here = simd.tile_rows(acc, starts, q, left)
                 part = simd.tile_rows(acc, parts, q, left)
                 acc = simd.tile_load(acc, sums, part, k * lanes, left, SUMS * lanes)
-                for i in range(count * height):
-                    at = (i // height * rows + i % height) * pitch
-                    for p in range(at, at + width, lanes):
-                        acc = simd.tile_fma_terms(
-                            acc, flat, here, p, flat_grads, k * area + p, area, at + width - p
-                        )
+                for i in range(count):
+                    for h in range(i * rows, i * rows + height):
+                        at, last = h * pitch, h * pitch + width
+                        for p in range(at, last, lanes):
+                            acc = simd.tile_fma_terms(
+                                acc, flat, here, p, flat_grads, k * area + p, area, last - p
+                            )
                 simd.tile_store(acc, sums, part, k * lanes, left, SUMS * lanes)
     for q in range(0, starts.size, WIDE_ROWS):
         left = starts.size - q
@@ -1887,13 +1897,24 @@ def _tile_corner(tile, extents):
 
 
 @njit
+def _next_corner(n, top, left, extents):
+    """Return where the next tile is: as `_tile_corner`, without its slow divisions."""
+    left += 4
+    if left >= extents[1]:
+        left, top = 0, top + 4
+    if top >= extents[0]:
+        n, top = n + 1, 0
+    return n, top, left
+
+
+@njit
 def _input_planes(x, first, tiles, extents, padding, line, planes):
     """planes[i, tile, c] = (B^T d B)[i], with d the inputs that a tile of outputs sees."""
     lanes, pitch = simd.lanes(x), planes.shape[1]
     _, height, width, channels = x.shape
     depth = _padded_width(channels, x)
+    n, top, left = _tile_corner(first, extents)
     for tile in range(tiles):
-        n, top, left = _tile_corner(first + tile, extents)
         h, w = top - padding[0], left - padding[1]
         inside = h >= 0 and w >= 0 and h + 6 <= height and w + 6 <= width
         corner = ((n * height + h) * width + w) * channels
@@ -1910,6 +1931,7 @@ def _input_planes(x, first, tiles, extents, padding, line, planes):
                 d0, d1, d2, d3, d4, d5 = _six(line, 6 * i * lanes, lanes)
                 at = 6 * i * pitch + tile * depth + c
                 _put(planes, at, pitch, _to_planes(d0, d1, d2, d3, d4, d5))
+        n, top, left = _next_corner(n, top, left, extents)
 
 
 @njit
@@ -1983,8 +2005,8 @@ def _outputs(planes, first, tiles, bias, line, out):
     lanes, pitch = simd.lanes(out), planes.shape[1]
     _, height, width, channels = out.shape
     group = _strips_width(channels, out)
+    n, top, left = _tile_corner(first, (height, width))
     for tile in range(tiles):
-        n, top, left = _tile_corner(first + tile, (height, width))
         down, across = min(4, height - top), min(4, width - left)
         corner = ((n * height + top) * width + left) * channels
         for k in range(0, channels, lanes):
@@ -2002,6 +2024,7 @@ def _outputs(planes, first, tiles, bias, line, out):
                 for j in range(4):
                     if j < across:
                         simd.store(out, at + j * channels, y[j] + shift, count)
+        n, top, left = _next_corner(n, top, left, (height, width))
 
 
 @njit
@@ -2058,13 +2081,21 @@ def _output_planes(grad_out, first, tiles, line, planes):
     """planes[i] = (A dy A^T)[i] in strips of k with rows (tile), with dy a tile of gradients."""
     _, height, width, out_channels = grad_out.shape
     extents, lanes, pitch = (height, width), simd.lanes(grad_out), planes.shape[1]
+    n, top, left = _tile_corner(first, extents)
     for tile in range(tiles):
-        n, top, left = _tile_corner(first + tile, extents)
+        inside = top + 4 <= height and left + 4 <= width
+        corner, below = ((n * height + top) * width + left) * out_channels, width * out_channels
         for k in range(0, out_channels, lanes):
             for j in range(4):
-                w = left + j
-                y0, y1 = _pixel(grad_out, n, top, w, k), _pixel(grad_out, n, top + 1, w, k)
-                y2, y3 = _pixel(grad_out, n, top + 2, w, k), _pixel(grad_out, n, top + 3, w, k)
+                if inside and out_channels - k >= lanes:
+                    at = corner + j * out_channels + k
+                    y0, y1 = simd.load(grad_out, at), simd.load(grad_out, at + below)
+                    at += 2 * below
+                    y2, y3 = simd.load(grad_out, at), simd.load(grad_out, at + below)
+                else:
+                    w = left + j
+                    y0, y1 = _pixel(grad_out, n, top, w, k), _pixel(grad_out, n, top + 1, w, k)
+                    y2, y3 = _pixel(grad_out, n, top + 2, w, k), _pixel(grad_out, n, top + 3, w, k)
                 _put(line, j * lanes, 4 * lanes, _grad_planes(y0, y1, y2, y3))
             strip = k - k % (COLUMNS * lanes)
             at = strip * tiles + tile * _pitch(out_channels - strip, grad_out) + k - strip
@@ -2072,6 +2103,7 @@ def _output_planes(grad_out, first, tiles, line, planes):
                 y0, y1 = simd.load(line, 4 * i * lanes), simd.load(line, (4 * i + 1) * lanes)
                 y2, y3 = simd.load(line, (4 * i + 2) * lanes), simd.load(line, (4 * i + 3) * lanes)
                 _put(planes, 6 * i * pitch + at, pitch, _grad_planes(y0, y1, y2, y3))
+        n, top, left = _next_corner(n, top, left, extents)
 
 
 @njit

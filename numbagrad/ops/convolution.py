@@ -341,28 +341,34 @@ def _depthwise_backward_weight_workspace(call: Call):
     return [_padded(call), *_pixel_tables(call, call.kernel_size)]
 
 
-PLANAR_PIXELS = 512  # of a plane at least, so that there are whole tiles
+PLANAR_PIXELS = 1024  # of a plane, or one image: so most tiles are whole
 
 
-def _plane_extents(call: Call) -> tuple[int, int, int, int]:
-    """Return how many images a plane holds, rows and pixels of a row of each, and phases."""
+def _plane_extents(call: Call) -> tuple[int, int, int, int, int]:
+    """Return how many images a plane holds, rows and pixels of a row of each, how many zeros come
+    after the last, and phases.
+    """
     if "extents" in call.params:
         kernel, shape, stride = call.inputs[1].shape[:2], call.outputs[0].shape, (1, 1)
         sides = zip(shape[1:3], kernel, call.dilation, strict=True)
-        rows, pitch = (extent + (k - 1) * d for extent, k, d in sides)
+        all_rows, columns = (extent + (k - 1) * d for extent, k, d in sides)
     else:
         shape, stride = call.inputs[0].shape, call.stride
         sides = zip(shape[1:3], call.padding, stride, strict=True)
-        rows, pitch = (-(-(extent + 2 * p) // s) for extent, p, s in sides)
+        all_rows, columns = (-(-(extent + 2 * p) // s) for extent, p, s in sides)
+    rows, pitch = all_rows, columns
+    if stride == (1, 1):  # zeros between images, and between rows, count once
+        sides = zip(shape[1:3], call.padding, _images(call).shape[1:3], strict=True)
+        rows, pitch = (max(extent + p, places) for extent, p, places in sides)
     images = max(1, min(shape[0], PLANAR_PIXELS // max(rows * pitch, 1)))
-    return images, rows, pitch, stride[0] * stride[1]
+    return images, rows, pitch, (all_rows - rows) * pitch + columns - pitch, stride[0] * stride[1]
 
 
 def _planes(call: Call, channels: int):
     """Room for planes; each has as much as a tile at its end, so that the last tile is whole."""
-    images, rows, pitch, _ = _plane_extents(call)
+    images, rows, pitch, beyond, _ = _plane_extents(call)
     dtype = call.inputs[0].dtype
-    return (channels, images * rows * pitch + _tile_pixels(dtype)), dtype
+    return (channels, images * rows * pitch + beyond + _tile_pixels(dtype)), dtype
 
 
 def _tile_pixels(dtype: np.dtype) -> int:
@@ -372,7 +378,7 @@ def _tile_pixels(dtype: np.dtype) -> int:
 def _planar_workspace(call: Call):
     """Room for planes, for the places of their pixels, for a filter's taps and some ones."""
     x, weight = call.inputs[:2]
-    planes = _planes(call, x.shape[3] * _plane_extents(call)[3])
+    planes = _planes(call, x.shape[3] * _plane_extents(call)[-1])
     summed = 3 if "extents" in call.params else 2  # over k, or over c
     terms = size_of(weight.shape[:2]) * weight.shape[summed]
     places, ones = (planes[0][1],), (_tile_pixels(x.dtype),)
@@ -384,7 +390,7 @@ def _planar_backward_weight_workspace(call: Call):
     x, grad_weight = call.inputs[0], call.outputs[0]
     rows, columns = size_of(grad_weight.shape[:3]), -(-grad_weight.shape[3] // SUMS) * SUMS
     return [
-        _planes(call, x.shape[3] * _plane_extents(call)[3]),
+        _planes(call, x.shape[3] * _plane_extents(call)[-1]),
         _planes(call, columns),
         ((rows * columns * strip_width(1, x.dtype.itemsize),), x.dtype),
         ((3, rows), np.int64),
