@@ -105,8 +105,8 @@ class Executable:
         """Whether all that was looked at while compiling is still the same."""
         return (
             self.trace.is_current
-            and all(array._data is data for array, data in self._folded)
-            and all(space.get(name) is found for space, name, found in self._read_by_kernels)
+            and all([array._data is data for array, data in self._folded])
+            and all([space.get(name) is found for space, name, found in self._read_by_kernels])
         )
 
     def __call__(self, args: list[Array]) -> Any:
@@ -227,7 +227,7 @@ class CPUExecutable(Executable):
         given = list(itertools.compress(self._to_give, shared))
         self._to_give = list(itertools.compress(self._to_give, map(operator.not_, shared)))
         is_read = bool(self._gradients_read)  # a new gradient must not overwrite what it adds to
-        self._shared = _Shared(others, slots, given, self._part, is_read)
+        self._shared = _Shared(others, slots, given, self._part, is_read) if others else None
 
     def _link(self) -> None:
         """Have all kernels compiled, or loaded, that the emitted code calls by name."""
@@ -271,7 +271,8 @@ class CPUExecutable(Executable):
         kept: dict[Buffer, np.ndarray] = {}
         for block in self._results:
             block.take(memory, kept)
-        self._shared.take(memory, kept)
+        if self._shared is not None:
+            self._shared.take(memory, kept)
         self.threads = dispatch.get_num_threads()
         for run, seconds in zip(self._runs, self.seconds, strict=True):
             started = time.perf_counter()
@@ -281,7 +282,8 @@ class CPUExecutable(Executable):
 
     def _give_gradients(self, value: Callable[[Ref], Array]) -> None:
         super()._give_gradients(value)
-        self._shared.give()
+        if self._shared is not None:
+            self._shared.give()
 
 
 class _Block:
@@ -294,15 +296,19 @@ class _Block:
             (buffer, buffer.spec.shape, buffer.spec.dtype, int(start))
             for buffer, start in zip(buffers, starts, strict=True)
         ]
-        known = [k for k, buffer in enumerate(buffers) if buffer in slots]
-        self._places = np.array([slots[buffers[k]] for k in known], np.int64)
-        self._starts = starts[known].astype(np.int64)
+        self._starts = [
+            (slots[buffer], int(start))
+            for buffer, start in zip(buffers, starts, strict=True)
+            if buffer in slots
+        ]
         self._new = devices.CPU.allocator((sum(sizes),), np.dtype(np.uint8))
 
     def take(self, memory: np.ndarray, kept: dict[Buffer, np.ndarray]) -> np.ndarray:
         """Take new memory: its addresses go into ``memory``, arrays there into ``kept``."""
         block = self._new()
-        memory[self._places] = self._starts + address_of(block)
+        address = address_of(block)
+        for slot, start in self._starts:
+            memory[slot] = address + start
         for buffer, shape, dtype, start in self._parts:
             kept[buffer] = np.ndarray(shape, dtype, block, start)
         return block

@@ -326,6 +326,9 @@ def _flatten(value: Any, arrays: list, objects: list) -> Any:
 
     Parameters and buffers stay what they are: the function reads and changes them in place.
     """
+    if type(value) is Array:  # mostly, and seen fastest
+        arrays.append(value)
+        return Array
     if isinstance(value, (Array, float, np.floating, np.ndarray)) and not isinstance(value, State):
         arrays.append(value)
         return Array
@@ -512,36 +515,44 @@ class Surroundings:
 
 
 class _Look:
-    """What holders held at a call: at the next one it is mostly the very same, seen at a glance."""
+    """What holders held at a call: at the next one it is mostly the very same, seen at a glance.
+
+    The things held are compared by their identity, in loops that are C's.
+    """
 
     mark: int
 
     def __init__(self, objects: list[Any], holders: list[Any]):
         self.objects = objects
-        self.holders = holders
-        self.held = self._hold_now()
-        self.arrays = [x for x in self.held if isinstance(x, Array)]
+        self.holders = holders  # keeps them alive
+        self.functions = [x for x in holders if isinstance(x, pytypes.FunctionType)]
+        self.owners = [x for x in holders if not isinstance(x, (pytypes.FunctionType, list, dict))]
+        self.spaces = [x.__dict__ for x in self.owners]
+        dicts = [*self.spaces, *(x for x in holders if isinstance(x, dict))]
+        lists = [x for x in holders if isinstance(x, list)]
+        self.parts = [*dicts, *lists, *(x.values() for x in dicts)]  # names, items, values
+        self.sizes = list(map(len, self.parts))
+        self.around = [_around(x) for x in self.functions]
+        self.held = list(itertools.chain.from_iterable(self.parts))
+        known = [*self.held, *itertools.chain.from_iterable(self.around)]
+        self.arrays = [x for x in known if isinstance(x, Array)]
         self.need_gradients = [x.requires_grad for x in self.arrays]
-        self.numbers = [(x, x.copy()) for x in self.held if _is_compared(x)]
-
-    def _hold_now(self) -> list[Any]:
-        """Return what all holders hold, one after the other, each with an end of its own."""
-        now: list[Any] = []
-        for holder in self.holders:
-            _add_held_by(holder, now)
-            now.append(_END)
-        return now
+        self.numbers = [(x, x.copy()) for x in known if _is_compared(x)]
 
     def is_the_same(self, objects: list[Any]) -> bool:
         return (
             _are_the_same(objects, self.objects)
-            and [x.requires_grad for x in self.arrays] == self.need_gradients
-            and _are_the_same(self._hold_now(), self.held)
+            and list(map(len, self.parts)) == self.sizes
+            and all(map(operator.is_, itertools.chain.from_iterable(self.parts), self.held))
+            and all(map(operator.is_, map(_get_space, self.owners), self.spaces))
+            and all(map(_are_the_same, map(_around, self.functions), self.around))
+            and list(map(_get_requires_grad, self.arrays)) == self.need_gradients
             and all([_same_numbers(x, copy) for x, copy in self.numbers])
         )
 
 
-_END = object()
+_get_space = operator.attrgetter("__dict__")
+_get_requires_grad = operator.attrgetter("requires_grad")
 COMPARED_BYTES = 1 << 20  # of a NumPy array: a larger one is taken to stay as it is
 
 
