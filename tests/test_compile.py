@@ -549,6 +549,48 @@ def test_gradients_that_somebody_holds_stay(keep, size):
         assert np.all(np.asarray(gradient) == k)
 
 
+@pytest.mark.parametrize("by_eager", [False, True], ids=["assigned", "added to"])
+@pytest.mark.parametrize("size", [3, 20_000], ids=["small", "pooled"])
+def test_gradients_that_the_parameter_let_go_of_stay(size, by_eager):
+    weight = L.Parameter(np.ones(size, np.float32))
+
+    @ng.compile
+    def step(x):
+        weight.grad = None
+        (weight * x).sum().backward()
+
+    held = []
+    for k in range(6):
+        step(ng.asarray(np.full(size, k, np.float32)))
+        held.append(weight.grad)
+        if by_eager:
+            weight.sum().backward()
+        else:
+            weight.grad = None
+    for k, gradient in enumerate(held):
+        assert np.all(gradient.numpy() == k)
+
+
+def test_gradients_of_other_batches_stay():
+    weight = L.Parameter(np.ones(3, np.float32))
+
+    @ng.compile(dynamic=["batch"])
+    def step(x):
+        weight.grad = None
+        (weight * x).sum().backward()
+
+    def batch(rows, value):
+        return ng.asarray(np.full((rows, 3), value, np.float32))
+
+    for _ in range(2):
+        step(batch(4, 1.0)), step(batch(6, 1.0))
+    step(batch(4, 1.0)), step(batch(4, 2.0))
+    held = weight.grad
+    step(batch(6, 3.0)), step(batch(4, 4.0))
+    assert held.tolist() == [8.0] * 3
+    assert weight.grad.tolist() == [16.0] * 3
+
+
 def test_gradients_that_nobody_holds_are_written_over():
     weight = L.Parameter(np.ones(3, np.float32))
 

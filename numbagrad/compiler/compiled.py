@@ -317,44 +317,54 @@ class _Block:
 class _Shared:
     """The block of all that the caller gets but for results: gradients, mostly.
 
-    The next step writes into it again, where nobody but the parameters refers to a gradient of the
-    last: that saves time, memory, and room in the cache. References are counted to know.
+    The next step writes into it again if nobody but the parameters has one, or a view of one: that
+    saves time, memory, and room in the cache. References are counted to know.
     """
 
     def __init__(self, buffers, slots, given: list[tuple[Array, Ref]], part, is_read: bool):
         self._block = _Block(buffers, slots)
-        self._given, self._part, self._is_read = given, part, is_read
+        self._leaves = [leaf for leaf, _ in given]
+        self._refs = [ref for _, ref in given]
+        self._part, self._is_read = part, is_read
         self._kept: dict[Buffer, np.ndarray] = {}
-        self._arrays: list[Array] = []
-        self._held: list[Any] = []
-        self._most: list[int] = []  # references to each of these, if nobody else has one
+        self._gradients: list[Array] = []
+        self._held: list[Any] = []  # these, their data, and all whose memory it is
+        self._counts: list[int] = []  # of references to each, but for the parameters'
 
     def take(self, memory: np.ndarray, kept: dict[Buffer, np.ndarray]) -> None:
         """Add this step's arrays to ``kept``, in the memory of the last step's or in new memory."""
-        if self._is_read or not self._held or any(map(operator.gt, self._count(), self._most)):
+        if self._is_read or not self._are_the_parameters_alone():
             self._renew(memory)
-            # Each gradient will be its parameter's, too.
-            self._most = list(map(operator.add, self._count(), self._later))
         kept.update(self._kept)
 
-    def _renew(self, memory: np.ndarray) -> None:
-        self._kept, self._arrays, self._held = {}, [], []
-        block = self._block.take(memory, self._kept)
-        for _, ref in self._given:
-            data = self._part(self._kept[ref.buffer], ref.offset, ref.spec.shape)
-            self._arrays.append(Array(data, ref.spec))
-        data = [x._data for x in self._arrays]
-        self._held = [*self._arrays, *data, *self._kept.values(), block]
-        self._later = [1] * len(self._arrays) + [0] * (len(self._held) - len(self._arrays))
+    def _are_the_parameters_alone(self) -> bool:
+        return bool(self._held) and list(self._count()) == self._counts
 
     def _count(self) -> Iterator[int]:
-        return map(sys.getrefcount, self._held)
+        """Return how often each array is referred to, but for a parameter that has it."""
+        has = map(operator.is_, map(_get_gradient, self._leaves), self._gradients)
+        every = map(sys.getrefcount, self._held)
+        return map(operator.sub, every, itertools.chain(has, itertools.repeat(False)))
+
+    def _renew(self, memory: np.ndarray) -> None:
+        self._kept, self._gradients, self._held = {}, [], []
+        block = self._block.take(memory, self._kept)
+        for ref in self._refs:
+            data = self._part(self._kept[ref.buffer], ref.offset, ref.spec.shape)
+            self._gradients.append(Array(data, ref.spec))
+        data = [x._data for x in self._gradients]
+        self._held = [*self._gradients, *data, *self._kept.values(), block]
+        del data, block
+        self._counts = list(self._count())
 
     def give(self) -> None:
         """Give parameters their gradients."""
-        for (leaf, _), array in zip(self._given, self._arrays, strict=True):
-            if leaf._grad is not array:
-                leaf.grad = array
+        for leaf, gradient in zip(self._leaves, self._gradients, strict=True):
+            if leaf._grad is not gradient:
+                leaf.grad = gradient
+
+
+_get_gradient = operator.attrgetter("_grad")
 
 
 def _run_region(name: str, entry: int, words: np.ndarray) -> None:

@@ -537,7 +537,7 @@ class _Look:
         known = [*self.held, *itertools.chain.from_iterable(self.around)]
         self.arrays = [x for x in known if isinstance(x, Array)]
         self.need_gradients = [x.requires_grad for x in self.arrays]
-        self.numbers = [(x, x.copy()) for x in known if _is_compared(x)]
+        self.numbers = [(x, x.shape, x.dtype, x.tobytes()) for x in known if _is_compared(x)]
 
     def is_the_same(self, objects: list[Any]) -> bool:
         return (
@@ -547,7 +547,7 @@ class _Look:
             and all(map(operator.is_, map(_get_space, self.owners), self.spaces))
             and all(map(_are_the_same, map(_around, self.functions), self.around))
             and list(map(_get_requires_grad, self.arrays)) == self.need_gradients
-            and all([_same_numbers(x, copy) for x, copy in self.numbers])
+            and all([_has_still(*each) for each in self.numbers])
         )
 
 
@@ -564,9 +564,9 @@ def _is_compared(value: Any) -> bool:
     )
 
 
-def _same_numbers(x: np.ndarray, copy: np.ndarray) -> bool:
-    """Return whether an array still has the bits that it had."""
-    return x.shape == copy.shape and x.dtype == copy.dtype and x.tobytes() == copy.tobytes()
+def _has_still(x: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, numbers: bytes) -> bool:
+    """Return whether an array is still what it was, bit for bit."""
+    return x.shape == shape and x.dtype == dtype and x.tobytes() == numbers
 
 
 def _are_the_same(values: list[Any], others: list[Any]) -> bool:
