@@ -757,8 +757,9 @@ def matmul_forward(
     `left` to left + columns of the n. A single matrix serves all of out's. An empty bias adds
     nothing. Without `tables` there are too few rows for tiles, and a is not transposed.
 
-    `panel` has room for a panel of b. `block` has room for a block of a transposed a turned
-    straight, which pays for many columns; an empty one says that a is read as it lies.
+    `panel` has room for a panel of b, or for its last strip if b is not packed. `block` has room
+    for a block of a transposed a turned straight, which pays for many columns; an empty one says
+    that a is read as it lies.
     """
     if tables.size == 0:
         _few_rows(a, b, bias, transpose_b, n, k, m, left, columns, out)
@@ -796,11 +797,11 @@ def matmul_forward(
                         source_a, at_a, along = block, 0, 1
                     for j in range(0, wide, strip):
                         width, pitch = wide - j, _pitch(wide - j, out)
-                        source_b, at, apart = panel, j * steps, pitch
+                        source_b, at, apart = panel, j * steps if is_packed else 0, pitch
                         if not is_packed and width >= pitch:
                             source_b, at, apart = b, at_b + p * n + top + j, n
                         elif not is_packed and i == 0:
-                            _pack(b, at_b + p * n + top + j, n, steps, width, panel, j * steps)
+                            _pack(b, at_b + p * n + top + j, n, steps, width, panel, 0)
                         _strip(
                             source_a, at_a, rows, taps, steps, along, source_b, at, apart,
                             bias if p + steps == k else bias[:0], top + j,

@@ -10,7 +10,8 @@ import numpy as np
 from ..array import Array, asarray, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import DTypeError, ShapeError
-from ..kernels_cpu import BLOCK_ROWS, BLOCK_STEPS, PANEL_STRIPS
+from ..jit import function_of
+from ..kernels_cpu import BLOCK_ROWS, BLOCK_STEPS, PANEL_STRIPS, _even, _pays_to_pack, _pitch
 from ..simd import TILE_COLUMNS, VECTOR_BYTES
 from .elementwise import (
     broadcast_shape,
@@ -72,7 +73,8 @@ def _matmul_views(call: Call) -> Views:
 def _matmul_workspace(call: Call):
     """Room for tables of the tiles' rows, a panel of b, a block of a.
 
-    There are no tables for products of a few rows, which go without tiles.
+    There are no tables for products of a few rows, which go without tiles. Where b is not packed,
+    only a last strip is that is narrower than whole vectors.
     """
     a = call.inputs[0]
     m, n = call.outputs[0].shape[-2:]
@@ -80,9 +82,14 @@ def _matmul_workspace(call: Call):
         return [((0, 0), np.int64), ((0,), a.dtype), ((0,), a.dtype)]
     lanes = strip_width(1, a.dtype.itemsize)
     rows = min(m, BLOCK_ROWS)
-    steps = min(_rows_columns(a.shape, call.transpose_a)[1], BLOCK_STEPS)
+    k = _rows_columns(a.shape, call.transpose_a)[1]
+    steps = min(k, function_of(_even)(k, BLOCK_STEPS, lanes))
     strip = TILE_COLUMNS * lanes
     panel = steps * strip * min(-(-n // strip), PANEL_STRIPS)
+    if not (call.transpose_b or function_of(_pays_to_pack)(m, n, steps, lanes)):
+        rest = n % strip
+        pitch = function_of(_pitch)(rest, np.empty(0, a.dtype))
+        panel = steps * pitch if 0 < rest < pitch else 0
     turned = call.transpose_a and _pays_to_turn(a.shape[-1], steps, n)
     block = rows * (strip_width(steps, a.dtype.itemsize) + lanes) if turned else 0
     return [
