@@ -664,7 +664,9 @@ BLOCK_UNIT = 24  # rows: whole tiles, wide and narrow
 BLOCK_ROWS, BLOCK_STEPS = 11 * BLOCK_UNIT, 512
 PANEL_STRIPS = 8
 PACKED_ROWS = 48  # that read a panel of b, for packing it to pay
-FAR = 1 << 18  # elements of b from a panel's first row to its last: more pages than a core knows
+# Elements of b from a panel's first row to its last: on more pages than a core knows, and so few
+# that they stay in its own cache.
+FAR, NEAR = 1 << 18, 1 << 16
 
 
 @njit
@@ -813,11 +815,14 @@ def matmul_forward(
 def _pays_to_pack(m, n, steps, lanes):
     """Return whether m rows repay packing a panel of b, whose rows are n elements apart.
 
-    Sooner if they are far apart, later if all start at a whole vector: these load as fast unpacked.
+    Sooner if they are far apart, later if all start at a whole vector: these load as fast unpacked,
+    and never if they are near, too.
     """
     if n * steps >= FAR:
         return m >= PACKED_ROWS // 2
-    return m >= (PACKED_ROWS if n % lanes else 2 * PACKED_ROWS)
+    if n % lanes == 0:
+        return m >= 2 * PACKED_ROWS and n * steps > NEAR
+    return m >= PACKED_ROWS
 
 
 # =================================================================== shaping
