@@ -1420,25 +1420,30 @@ def _row_apart(x, at, step, count, channels, out, to, apart):
 
 
 @njit
-def _plane_places(images, extents, rows, pitch, channels, places):
-    """Write down where a plane's pixels lie in the images.
+def _plane_places(images, extents, first, step, inside, rows, pitch, channels, places):
+    """Write down where a plane's pixels lie in images of these extents, of `channels` each.
 
-    What is no pixel gets the place of the last one before it, which is written later.
+    Pixel (h, w) lies at first + step (h, w), if that is inside; other pixels get the place of the
+    last one before them, which is written later.
     """
-    height, width = extents
-    last = -1
-    for row in range(images * rows):
-        inside = row % rows < height
-        for w in range(pitch):
-            last += inside and w < width
-            places[row * pitch + w] = last * channels
-    places[images * rows * pitch :].fill(last * channels)
+    place = 0
+    for i in range(images):
+        for h in range(rows):
+            start = ((i * extents[0] + first[0] + h * step[0]) * extents[1] + first[1]) * channels
+            count = inside[1] if h < inside[0] else 0
+            for w in range(pitch):
+                if w < count:
+                    place = start + w * step[1] * channels
+                places[(i * rows + h) * pitch + w] = place
+    places[images * rows * pitch :].fill(place)
 
 
 @njit
-def _convolve_planes(planes, taps, weight, apart, bias, ones, out, at_out, places, count, channels):
+def _convolve_planes(
+    planes, taps, terms, weight, apart, bias, ones, out, at_out, places, count, channels
+):
     """out[at_out + places[q] + k] = bias[k]
-    + sum_t planes[taps[0, t] + q] weight[taps[1, t] + k apart]
+    + sum_t planes[taps[0, t] + q] weight[taps[1, t] + k apart], t < terms,
 
     for q < count and k < channels, from the last q to the first: a place that several share is the
     first one's.
@@ -1448,7 +1453,7 @@ def _convolve_planes(planes, taps, weight, apart, bias, ones, out, at_out, place
         for k in range(0, channels, WIDE_ROWS):
             acc = simd.tile(out, WIDE_ROWS, COLUMNS)
             here = simd.tile_steps(acc, k * apart, apart, channels - k)
-            for t in range(taps.shape[1]):
+            for t in range(terms):
                 acc = simd.tile_fma(acc, weight, here, taps[1, t], planes, taps[0, t] + q)
             if bias.size > 0:
                 here = simd.tile_steps(acc, k, 1, channels - k)
@@ -1472,6 +1477,16 @@ def _pixels_of(images, extents, rows, pitch):
 
 
 @njit
+def _line(extent, before, total, places):
+    """Return how far it is from a line of `extent` elements to the next, with zeros around them.
+
+    `before` zeros come before it, and all after it, which make up `total`, are before the next one,
+    too. From each line as many `places` start.
+    """
+    return max(extent + max(before, total - extent - before), places)
+
+
+@njit
 def _plane_extents(x, stride, padding, extents, planes):
     """Return how many images planes of x hold, and the rows and the pixels of a row of each.
 
@@ -1480,8 +1495,8 @@ def _plane_extents(x, stride, padding, extents, planes):
     rows = (x.shape[1] + 2 * padding[0] + stride[0] - 1) // stride[0]
     pitch = (x.shape[2] + 2 * padding[1] + stride[1] - 1) // stride[1]
     if stride == (1, 1):
-        rows, pitch = max(x.shape[1] + padding[0], extents[0]), x.shape[2] + padding[1]
-        pitch = max(pitch, extents[1])
+        rows = _line(x.shape[1], padding[0], rows, extents[0])
+        pitch = _line(x.shape[2], padding[1], pitch, extents[1])
     return _images_of(planes, rows, pitch), rows, pitch
 
 
@@ -1508,47 +1523,69 @@ def planar_forward(
     for n in range(0, x.shape[0], images):
         count = min(images, x.shape[0] - n)
         if n == 0 or count < images:
-            _plane_places(count, (height, width), rows, pitch, out_channels, places)
+            extents = height, width
+            _plane_places(
+                count, extents, (0, 0), (1, 1), extents, rows, pitch, out_channels, places
+            )
         _apart(x, n, count, stride, padding, planes, rows, pitch)
         _convolve_planes(
-            planes.reshape(-1), taps, weight.reshape(-1), 1, bias, ones,
+            planes.reshape(-1), taps, t, weight.reshape(-1), 1, bias, ones,
             out.reshape(-1), n * height * width * out_channels, places,
             _pixels_of(count, (height, width), rows, pitch), out_channels,
         )  # fmt: skip
 
 
 @njit
+def _seen(extent, kernel, stride, padding, dilation):
+    """Return how many rows of grad_out, zeros around it included, an image's pixels see."""
+    last = (extent - 1 + padding) // stride - padding // stride
+    return last + 1 + (kernel - 1) * dilation // stride
+
+
+@njit
 def planar_backward_input(
     grad_out, weight, bank, stride, padding, dilation, groups, grad_x, planes, places, taps, ones
 ):
-    """grad_x = what `conv2d_backward_input` gives, for few input channels and no stride.
+    """grad_x = what `conv2d_backward_input` gives, for few input channels and moderate padding.
 
-    It is a convolution by the filter upside down, as wide as its input and output together allow.
+    With a stride, the pixels of a phase are one output.
     """
     filter_height, filter_width, depth, out_channels = weight.shape
-    _, height, width, channels = grad_x.shape
-    reach = (filter_height - 1) * dilation[0], (filter_width - 1) * dilation[1]
-    offset = reach[0] - padding[0], reach[1] - padding[1]
-    rows, pitch = height + padding[0], width + padding[1]
-    images, area, t = _images_of(planes, rows, pitch), planes.shape[1], 0
-    for r in range(filter_height):
-        for s in range(filter_width):
-            for k in range(out_channels):
-                above = reach[0] - r * dilation[0]
-                taps[0, t] = k * area + above * pitch + reach[1] - s * dilation[1]
-                taps[1, t] = (r * filter_width + s) * depth * out_channels + k
-                t += 1
+    kernel, extents = (filter_height, filter_width), grad_x.shape[1:3]
+    height, width = extents
+    offset = _first_seen(kernel, stride, padding, dilation)
+    down, across = (height - 1) // stride[0] + 1, (width - 1) // stride[1] + 1
+    rows = _seen(height, kernel[0], stride[0], padding[0], dilation[0])
+    pitch = _seen(width, kernel[1], stride[1], padding[1], dilation[1])
+    rows = _line(grad_out.shape[1], offset[0], rows, down)
+    pitch = _line(grad_out.shape[2], offset[1], pitch, across)
+    images, area, phases = _images_of(planes, rows, pitch), planes.shape[1], stride[0] * stride[1]
     planes.fill(0)
     for n in range(0, grad_x.shape[0], images):
         count = min(images, grad_x.shape[0] - n)
-        if n == 0 or count < images:
-            _plane_places(count, (height, width), rows, pitch, channels, places)
-        _apart(grad_out, n, count, stride, offset, planes, rows, pitch)
-        _convolve_planes(
-            planes.reshape(-1), taps, weight.reshape(-1), out_channels, bank[:0], ones,
-            grad_x.reshape(-1), n * height * width * channels, places,
-            _pixels_of(count, (height, width), rows, pitch), channels,
-        )  # fmt: skip
+        _apart(grad_out, n, count, (1, 1), offset, planes, rows, pitch)
+        for number in range(phases):
+            phase = number // stride[1], number % stride[1]
+            top, down = _phase_rows(phase[0], stride[0], padding[0], height)
+            left, across = _phase_rows(phase[1], stride[1], padding[1], width)
+            if phases > 1 or n == 0 or count < images:
+                _plane_places(
+                    count, extents, (top, left), stride, (down, across), rows, pitch, depth, places
+                )
+            row = (top + padding[0]) // stride[0] - padding[0] // stride[0]
+            column = (left + padding[1]) // stride[1] - padding[1] // stride[1]
+            runs, _ = _phase_taps(phase, kernel, stride, dilation, False, 1, pitch, taps)
+            # Each tap (r, s) is one for every k.
+            for t in range(runs - 1, -1, -1):
+                plane, tap = taps[0, t] + row * pitch + column, taps[1, t] * depth * out_channels
+                for k in range(out_channels):
+                    taps[0, t * out_channels + k] = plane + k * area
+                    taps[1, t * out_channels + k] = tap + k
+            _convolve_planes(
+                planes.reshape(-1), taps, runs * out_channels, weight.reshape(-1), out_channels,
+                bank[:0], ones, grad_x.reshape(-1), n * height * width * depth, places,
+                _pixels_of(count, (down, across), rows, pitch), depth,
+            )  # fmt: skip
 
 
 SUMS = 3  # vectors of sums in a row of a tile: with few output channels, half of them

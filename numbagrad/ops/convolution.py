@@ -11,7 +11,8 @@ import numpy as np
 from ..array import FLOATS, Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
-from ..kernels_cpu import BLOCK_PIXELS, FULL_ROWS, PLANES, SUMS
+from ..jit import function_of
+from ..kernels_cpu import BLOCK_PIXELS, FULL_ROWS, PLANES, SUMS, _line, _seen
 from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
 from .elementwise import as_ints, require_arrays, require_float
 from .linalg import nothing, strip_width
@@ -156,7 +157,7 @@ def _backward_input(grad_out, weight, extents, **window) -> Array:
     way = _way((grad_out.shape[0], *extents, channels), weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
         return apply(_DEPTHWISE_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
-    if _in_planes(channels, weight.dtype.itemsize, way) and _can_be_turned(weight.shape, **window):
+    if _in_planes(channels, weight.dtype.itemsize, way) and _sees_all(weight.shape, **window):
         return apply(_PLANAR_BACKWARD_INPUT, grad_out, weight, none, extents=extents, **window)
     turning = {name: window[name] for name in ("stride", "dilation", "groups")}
     strips = apply(_BANK_TURNED, weight, **turning)
@@ -190,10 +191,10 @@ def _in_planes(columns: int, itemsize: int, way: str) -> bool:
     return way == "tiles" and columns <= TILE_ROWS and lanes >= 2 * TILE_ROWS
 
 
-def _can_be_turned(weight, *, stride, padding, dilation, groups) -> bool:
-    """Return whether the gradient of the input is a plain convolution by the filter upside down."""
+def _sees_all(weight, *, stride, padding, dilation, groups) -> bool:
+    """Return whether each pixel of the gradient of the output is seen by one of the input's."""
     reach = [(k - 1) * d for k, d in zip(weight, dilation, strict=False)]
-    return stride == (1, 1) and padding[0] <= reach[0] and padding[1] <= reach[1]
+    return padding[0] <= reach[0] and padding[1] <= reach[1]
 
 
 @lru_cache(maxsize=1024)
@@ -316,9 +317,8 @@ def _backward_input_workspace(call: Call):
     sides = zip(call.extents, weight.shape, call.stride, call.padding, call.dilation, strict=False)
     shifts = []
     for extent, kernel, stride, padding, dilation in sides:
-        reach = (kernel - 1) * dilation // stride
-        shape.append((extent - 1 + padding) // stride - padding // stride + 1 + reach)
-        shifts.append(reach - padding // stride)
+        shape.append(function_of(_seen)(extent, kernel, stride, padding, dilation))
+        shifts.append((kernel - 1) * dilation // stride - padding // stride)
     fits |= tuple(shape[1:]) == grad_out.shape[1:3] and shifts == [0, 0]
     shape = (0, 0, 0, 0) if fits else (*shape, grad_out.shape[3])
     return [(shape, grad_out.dtype), *_pixel_tables(call, weight.shape[:2])]
@@ -346,22 +346,25 @@ PLANAR_PIXELS = 1024  # of a plane, or one image: so most tiles are whole
 
 def _plane_extents(call: Call) -> tuple[int, int, int, int, int]:
     """Return how many images a plane holds, rows and pixels of a row of each, how many zeros come
-    after the last, and phases.
+    after the last, and phases of the pixels.
     """
-    if "extents" in call.params:
-        kernel, shape, stride = call.inputs[1].shape[:2], call.outputs[0].shape, (1, 1)
-        sides = zip(shape[1:3], kernel, call.dilation, strict=True)
-        all_rows, columns = (extent + (k - 1) * d for extent, k, d in sides)
-    else:
-        shape, stride = call.inputs[0].shape, call.stride
-        sides = zip(shape[1:3], call.padding, stride, strict=True)
-        all_rows, columns = (-(-(extent + 2 * p) // s) for extent, p, s in sides)
-    rows, pitch = all_rows, columns
-    if stride == (1, 1):  # zeros between images, and between rows, count once
-        sides = zip(shape[1:3], call.padding, _images(call).shape[1:3], strict=True)
-        rows, pitch = (max(extent + p, places) for extent, p, places in sides)
-    images = max(1, min(shape[0], PLANAR_PIXELS // max(rows * pitch, 1)))
-    return images, rows, pitch, (all_rows - rows) * pitch + columns - pitch, stride[0] * stride[1]
+    x, phases = call.inputs[0].shape, size_of(call.stride)
+    sides = zip(call.stride, call.padding, call.dilation, strict=True)
+    lines, totals = [], []
+    for axis, (stride, padding, dilation) in enumerate(sides, 1):
+        extent, places = x[axis], _images(call).shape[axis]
+        if "extents" in call.params:
+            kernel = call.inputs[1].shape[axis - 1]
+            total = function_of(_seen)(places, kernel, stride, padding, dilation)
+            reach = (kernel - 1) * dilation
+            before, places, phases = reach // stride - padding // stride, -(-places // stride), 1
+        else:
+            total, before = -(-(extent + 2 * padding) // stride), padding
+        totals.append(total)
+        lines.append(total if phases > 1 else function_of(_line)(extent, before, total, places))
+    rows, pitch = lines
+    images = max(1, min(x[0], PLANAR_PIXELS // max(rows * pitch, 1)))
+    return images, rows, pitch, (totals[0] - rows) * pitch + totals[1] - pitch, phases
 
 
 def _planes(call: Call, channels: int):
@@ -380,7 +383,7 @@ def _planar_workspace(call: Call):
     x, weight = call.inputs[:2]
     planes = _planes(call, x.shape[3] * _plane_extents(call)[-1])
     summed = 3 if "extents" in call.params else 2  # over k, or over c
-    terms = size_of(weight.shape[:2]) * weight.shape[summed]
+    terms = size_of(weight.shape[:2]) * max(weight.shape[summed], 1)
     places, ones = (planes[0][1],), (_tile_pixels(x.dtype),)
     return [planes, (places, np.int64), ((2, terms), np.int64), (ones, x.dtype)]
 
