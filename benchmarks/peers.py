@@ -18,7 +18,7 @@ import torch
 import numbagrad as ng
 
 from .measure import INPUT_SETS, Contender, Run
-from .results import OURS
+from .results import COMPILED, OURS
 
 # What an array means decides how PyTorch wants it laid out.
 PLAIN, IMAGE, FILTER = "plain", "image", "filter"
@@ -41,7 +41,8 @@ class Operation:
     gradients
         Measure the operation and the gradients of all operands, else the operation alone.
     compiled
-        Let ``torch.compile`` take part. It needs some 10 s for each case, so only some have it.
+        Let ``ng.compile`` and ``torch.compile`` take part. The latter needs some 10 s for each
+        case, so only some have it.
     """
 
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
@@ -81,6 +82,8 @@ def contenders(operation: Operation, seed: int, compiled: bool) -> dict[str, Con
     """Return every library's way to run the operation on the same inputs."""
     sets = operation.draw(seed)
     ways = {OURS: _numbagrad(operation, sets), "PyTorch": _torch(operation, sets)}
+    if operation.compiled:
+        ways[COMPILED] = _numbagrad_compiled(operation, sets)
     if IMAGE in operation.meanings:
         ways["PyTorch channels_last"] = _torch(operation, sets, channels_last=True)
     if compiled and operation.compiled:
@@ -128,6 +131,23 @@ def _numbagrad(operation: Operation, sets: list) -> Contender:
             return out, *(x.grad for x in operands[k])
 
         return run
+
+    return Contender(make, lambda results: [x.numpy() for x in results])
+
+
+def _numbagrad_compiled(operation: Operation, sets: list) -> Contender:
+    def both(*operands: ng.Array) -> tuple:
+        *primals, grad = operands
+        out, pullback = ng.vjp(operation.ng, *primals)
+        return out, *pullback(grad)
+
+    def make() -> Run:
+        operands = [[ng.asarray(array) for array in arrays] for arrays in sets]
+        if operation.gradients:
+            function = ng.compile(both)
+            return lambda k: function(*operands[k])
+        function = ng.compile(operation.ng)
+        return lambda k: (function(*operands[k]),)
 
     return Contender(make, lambda results: [x.numpy() for x in results])
 

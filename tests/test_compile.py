@@ -1,6 +1,8 @@
 """`ng.compile`: what it gives is what the function gives, whatever is cut, folded and planned."""
 
 import errno
+import json
+import logging
 import subprocess
 import sys
 import types
@@ -470,6 +472,24 @@ def test_what_the_package_holds_is_not_watched():
         compiled(ng.asarray([1.0]))
         increased(ng.asarray([1.0]))  # which keeps count of its own calls
     assert len(runs) == 1
+
+
+def test_libraries_are_not_looked_through():
+    settings = types.SimpleNamespace(factor=2.0)
+    logger = logging.getLogger("numbagrad.tests")
+
+    def step(x):
+        logger.debug("%s", json.dumps({"step": 1}))
+        return x * settings.factor
+
+    watched = function._holders(
+        step
+    )  # what is compared at each call: behind a logger are all others
+    assert [x for x in watched if x is not step] == [settings]
+    compiled = ng.compile(step)
+    assert compiled(ng.asarray([1.0])).tolist() == [2.0]
+    settings.factor = 3.0
+    assert compiled(ng.asarray([1.0])).tolist() == [3.0]
 
 
 # ---------------------------------------------------------------- gradients

@@ -7,6 +7,10 @@ import functools
 import inspect
 import itertools
 import operator
+import os
+import site
+import sys
+import sysconfig
 import threading
 import types as pytypes
 from collections import deque
@@ -38,6 +42,7 @@ SCALARS = (bool, int, str, bytes, type(None), np.dtype, type)
 PLAIN = {bool, int, str, bytes, type(None)}
 NOT_OBJECTS = (type, pytypes.FunctionType, pytypes.MethodType, pytypes.BuiltinFunctionType,
                functools.partial, numba.core.dispatcher.Dispatcher)  # fmt: skip
+CONTAINERS = (list, dict, tuple, pytypes.SimpleNamespace, pytypes.MethodType, functools.partial)
 MAX_VARIANTS = 64  # of a function; what was compiled stays on disk
 MAX_GENERAL = 8  # sources for any batch that are looked through
 MAX_CAPTURED = 10_000  # things around a function
@@ -84,9 +89,10 @@ def compile(
     -----
     What the function reads from around it is compared at each call: closures, globals, lists, and
     the attributes of modules, optimisers and other objects, NumPy arrays of up to 1 MiB number by
-    number; larger ones are taken to stay as they are. A bad value that a kernel finds, such
-    as a label out of range, is reported when the whole step has run; on a GPU at the next read of
-    an array, as in ops.
+    number; larger ones are taken to stay as they are, and so are installed libraries.
+
+    A bad value that a kernel finds, such as a label out of range, is reported when the whole step
+    has run; on a GPU at the next read of an array, as in ops.
 
     On a GPU each step makes the same launches, on memory that stays where it is: of fused kernels
     for elementwise ops that follow on each other, and of the ops' own kernels for all others.
@@ -424,8 +430,33 @@ def captured(function: Callable) -> Iterator[tuple[str, Any]]:
             continue
         seen.add(id(value))
         yield name, value
-        if not is_settled(value) and not _is_our_own(value):
+        if not is_settled(value) and not _is_our_own(value) and not _is_of_a_library(value):
             stack += _inside(name, value)
+
+
+def _is_of_a_library(value: Any) -> bool:
+    """Return whether a function is installed, or a thing is made by the standard library.
+
+    These are taken to stay as they are: behind a logger, say, are hundreds of things.
+    """
+    if isinstance(value, pytypes.FunctionType):
+        return _is_installed(value.__code__.co_filename)
+    if isinstance(value, CONTAINERS) or hasattr(value, "__wrapped__"):
+        return False  # they hold what is the user's
+    return type(value).__module__.partition(".")[0] in sys.stdlib_module_names
+
+
+@functools.lru_cache(maxsize=10_000)
+def _is_installed(file_name: str) -> bool:
+    """Return whether a source file is the standard library's or an installed package's."""
+    return file_name.startswith(("<frozen ", *_installed_folders()))
+
+
+@functools.cache
+def _installed_folders() -> tuple[str, ...]:
+    named = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    folders = {*named, *site.getsitepackages(), site.getusersitepackages()}
+    return tuple(os.path.join(folder, "") for folder in folders)
 
 
 def _is_our_own(value: Any) -> bool:
@@ -594,7 +625,7 @@ def _holders(value: Any) -> list[Any]:
         if isinstance(found, kinds)
         or (hasattr(found, "__dict__") and not isinstance(found, NOT_OBJECTS))
         or _is_module(found)
-        if not _is_our_own(found)
+        if not _is_our_own(found) and not _is_of_a_library(found)
     ]
 
 
