@@ -154,8 +154,11 @@ class CompiledFunction:
         """Run the function on these arguments, compiled."""
         arrays: list[Array] = []
         objects: list[Any] = []
-        shape = _flatten((args, kwargs), arrays, objects)
-        arrays = _as_arrays(arrays)
+        if not kwargs and set(map(type, args)) == {Array}:  # mostly, and seen fastest
+            shape, arrays = len(args), list(args)
+        else:
+            shape = _flatten((args, kwargs), arrays, objects)
+            arrays = _as_arrays(arrays)
         if len(dispatch.state.interpreters) > 1 or (
             dispatch.state.recording and any([x.requires_grad for x in arrays])
         ):
@@ -332,9 +335,6 @@ def _flatten(value: Any, arrays: list, objects: list) -> Any:
 
     Parameters and buffers stay what they are: the function reads and changes them in place.
     """
-    if type(value) is Array:  # mostly, and seen fastest
-        arrays.append(value)
-        return Array
     if isinstance(value, (Array, float, np.floating, np.ndarray)) and not isinstance(value, State):
         arrays.append(value)
         return Array
