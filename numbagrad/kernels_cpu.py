@@ -42,26 +42,9 @@ vector = formulas.bind({**vars(simd), "const": _const}, njit)
 
 @njit
 def _whole(count, x):
-    """Return how many of `count` elements lie in blocks of four vectors; none of integers."""
+    """Return how many of `count` elements lie in wide vectors; none of integers."""
     step = simd.lanes(x)
-    return count - count % (4 * step) if step > 1 else 0
-
-
-@njit
-def _load4(x, i):
-    """Load four neighbouring vectors."""
-    step = simd.lanes(x)
-    a, b = simd.load(x, i), simd.load(x, i + step)
-    return a, b, simd.load(x, i + 2 * step), simd.load(x, i + 3 * step)
-
-
-@njit
-def _store4(x, i, a, b, c, d, step):
-    """Store four neighbouring vectors of `step` lanes."""
-    simd.store(x, i, a)
-    simd.store(x, i + step, b)
-    simd.store(x, i + 2 * step, c)
-    simd.store(x, i + 3 * step, d)
+    return count - count % (simd.WIDE * step) if step > 1 else 0
 
 
 @njit
@@ -83,11 +66,8 @@ def _store2(x, i, n, a, b):
 def _map1(f, x, out, *parameters):
     """out[i] = f(x[i], *parameters)."""
     step, whole = simd.lanes(x), _whole(x.size, x)
-    for i in range(0, whole, 4 * step):
-        a, b, c, d = _load4(x, i)
-        a, b = f(a, *parameters), f(b, *parameters)
-        c, d = f(c, *parameters), f(d, *parameters)
-        _store4(out, i, a, b, c, d, step)
+    for i in range(0, whole, simd.WIDE * step):
+        simd.store(out, i, f(simd.load_wide(x, i), *parameters))
     for i in range(whole, x.size, step):
         n = x.size - i
         simd.store(out, i, f(simd.load(x, i, n), *parameters), n)
@@ -97,12 +77,8 @@ def _map1(f, x, out, *parameters):
 def _map_alike(f, x, y, out, *parameters):
     """out[i] = f(x[i], y[i], *parameters)."""
     step, whole = simd.lanes(x), _whole(x.size, x)
-    for i in range(0, whole, 4 * step):
-        a, b, c, d = _load4(x, i)
-        e, g, h, k = _load4(y, i)
-        a, b = f(a, e, *parameters), f(b, g, *parameters)
-        c, d = f(c, h, *parameters), f(d, k, *parameters)
-        _store4(out, i, a, b, c, d, step)
+    for i in range(0, whole, simd.WIDE * step):
+        simd.store(out, i, f(simd.load_wide(x, i), simd.load_wide(y, i), *parameters))
     for i in range(whole, x.size, step):
         n = x.size - i
         simd.store(out, i, f(simd.load(x, i, n), simd.load(y, i, n), *parameters), n)
@@ -419,16 +395,16 @@ def sum_backward(grad_out, reduce, inner, scale, out):
 def _sum_contiguous(x, start, count):
     """Return the sum of x[start], ..., x[start + count - 1]."""
     step, whole = simd.lanes(x), _whole(count, x)
-    total = zero = simd.splat(0, x)
+    total, zero = simd.splat(0, x), simd.splat_wide(0, x)
+    wide = zero
     for block in range(0, whole, BLOCK * step):
         acc = zero
-        for r in range(block, min(block + BLOCK * step, whole), 4 * step):
-            a, b, c, d = _load4(x, start + r)
-            acc = acc + ((a + b) + (c + d))
-        total = total + acc
+        for r in range(block, min(block + BLOCK * step, whole), simd.WIDE * step):
+            acc = acc + simd.load_wide(x, start + r)
+        wide = wide + acc
     for r in range(whole, count, step):
         total = total + simd.load(x, start + r, count - r)
-    return simd.reduce_sum(total)
+    return simd.reduce_sum(wide) + simd.reduce_sum(total)
 
 
 @njit
@@ -441,15 +417,13 @@ def _sum_rows(x, start, count, inner, scale, out, at):
     zero = simd.splat(0, x)
     for block in range(0, max(count, 1), BLOCK):
         first, stop = start + block * inner, start + min(block + BLOCK, count) * inner
-        for i in range(0, whole, 4 * step):
-            a = b = c = d = zero
+        for i in range(0, whole, simd.WIDE * step):
+            wide = simd.splat_wide(0, x)
             for r in range(first + i, stop, inner):
-                e, f, g, h = _load4(x, r)
-                a, b, c, d = a + e, b + f, c + g, d + h
+                wide = wide + simd.load_wide(x, r)
             if block > 0:
-                e, f, g, h = _load4(out, at + i)
-                a, b, c, d = a + e, b + f, c + g, d + h
-            _store4(out, at + i, a, b, c, d, step)
+                wide = wide + simd.load_wide(out, at + i)
+            simd.store(out, at + i, wide)
         for i in range(whole, inner, step):
             n, total = inner - i, zero
             for r in range(first + i, stop, inner):
@@ -2520,18 +2494,16 @@ def _largest(x, start, count):
 def _exponentials(x, start, count, shift, out):
     """out[start + r] = exp(x[start + r] - shift) for r < count; return their sum."""
     step, whole = simd.lanes(x), _whole(count, x)
-    total = simd.splat(0, x)
-    for r in range(0, whole, 4 * step):
-        a, b, c, d = _load4(x, start + r)
-        a, b = simd.exp(a - shift), simd.exp(b - shift)
-        c, d = simd.exp(c - shift), simd.exp(d - shift)
-        _store4(out, start + r, a, b, c, d, step)
-        total = total + ((a + b) + (c + d))
+    total, wide = simd.splat(0, x), simd.splat_wide(0, x)
+    for r in range(0, whole, simd.WIDE * step):
+        values = simd.exp(simd.load_wide(x, start + r) - shift)
+        simd.store(out, start + r, values)
+        wide = wide + values
     for r in range(whole, count, step):
         value = simd.exp(simd.load(x, start + r, count - r, -np.inf) - shift)
         simd.store(out, start + r, value, count - r)
         total = total + value  # lanes past the end hold exp(-inf) = 0
-    return simd.reduce_sum(total)
+    return simd.reduce_sum(wide) + simd.reduce_sum(total)
 
 
 @njit
@@ -2603,13 +2575,12 @@ def log_softmax_forward(x, reduce, inner, out):
 def _dot(x, y, start, count):
     """Return sum_{r < count} x[start + r] y[start + r]."""
     step, whole = simd.lanes(x), _whole(count, x)
-    total = simd.splat(0, x)
-    for r in range(start, start + whole, 4 * step):
-        (a, b, c, d), (e, f, g, h) = _load4(x, r), _load4(y, r)
-        total = total + ((a * e + b * f) + (c * g + d * h))
+    total, wide = simd.splat(0, x), simd.splat_wide(0, x)
+    for r in range(start, start + whole, simd.WIDE * step):
+        wide = simd.fma(simd.load_wide(x, r), simd.load_wide(y, r), wide)
     for r in range(whole, count, step):
         total = total + simd.load(x, start + r, count - r) * simd.load(y, start + r, count - r)
-    return simd.reduce_sum(total)
+    return simd.reduce_sum(wide) + simd.reduce_sum(total)
 
 
 @njit

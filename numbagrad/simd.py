@@ -10,6 +10,9 @@ lanes at once, ``store`` puts it back::
             n = x.size - i
             simd.store(out, i, a * simd.load(x, i, n) + simd.load(y, i, n), n)
 
+Where a formula is a long chain of steps that wait for each other, `load_wide` takes several vectors
+side by side, and the processor has something to do meanwhile.
+
 ``i`` counts elements from the start of the (contiguous) array, whatever its number of dimensions.
 With ``n``, at most the first ``n`` lanes touch memory: tails are masked, never read out of bounds.
 How many lanes there are follows the processor that Numba compiles for. Integers and booleans
@@ -56,6 +59,7 @@ VECTOR_BYTES = 64 if "avx512f" in _features else 32 if "avx2" in _features else 
 TILE_COLUMNS = 4 if VECTOR_BYTES == 64 else 2
 TILE_ROWS = 4 if VECTOR_BYTES == 16 else 6
 NARROW_ROWS = 8 if VECTOR_BYTES == 64 else TILE_ROWS
+WIDE = 4  # registers that a wide vector takes
 
 
 def _lane_count(dtype: types.Type) -> int:
@@ -67,10 +71,10 @@ def _lane_count(dtype: types.Type) -> int:
 
 
 class Vector(types.Type):
-    """``count`` lanes of one float dtype, held in a register."""
+    """``count`` lanes of one float dtype, held in a register; a wide one in several."""
 
-    def __init__(self, dtype: types.Float):
-        self.dtype, self.count = dtype, _lane_count(dtype)
+    def __init__(self, dtype: types.Float, registers: int = 1):
+        self.dtype, self.count = dtype, _lane_count(dtype) * registers
         super().__init__(f"Vector({dtype} x {self.count})")
 
 
@@ -163,6 +167,20 @@ def load(x: np.ndarray, i: int, n: int | None = None, rest: float = 0):
     return row
 
 
+def load_wide(x: np.ndarray, i: int, n: int | None = None):
+    """Return the elements ``x[i], x[i + 1], ...``, `WIDE` times as many as `load` does.
+
+    All that works on vectors works on wide ones. Each operation is then so many instructions that
+    do not wait for each other, which speeds up long formulas.
+    """
+    if lanes(x) == 1:
+        return x.reshape(-1)[i]
+    return np.concatenate([
+        load(x, i + k, None if n is None else n - k)
+        for k in range(0, WIDE * lanes(x), lanes(x))
+    ])  # fmt: skip
+
+
 def load_mask(x: np.ndarray, i: int, n: int, like: np.ndarray):
     """Return booleans ``x[i], x[i + 1], ...`` as a mask for vectors of ``like``'s dtype."""
     if lanes(like) == 1:
@@ -188,6 +206,12 @@ def splat(value, x: np.ndarray):
     """Return a vector of ``x``'s dtype with ``value`` in every lane."""
     value = x.dtype.type(value)
     return value if lanes(x) == 1 else np.full(lanes(x), value)
+
+
+def splat_wide(value, x: np.ndarray):
+    """Return a wide vector of ``x``'s dtype with ``value`` in every lane."""
+    value = x.dtype.type(value)
+    return value if lanes(x) == 1 else np.full(WIDE * lanes(x), value)
 
 
 def integers(x: np.ndarray, first: int, step: int):
@@ -610,7 +634,10 @@ def _vector_pointer(builder, pointer, lane_type: ir.Type, count: int) -> ir.Valu
 
 def _first_lanes(builder, n: ir.Value, count: int) -> ir.Value:
     """Return the mask whose first ``n`` lanes hold."""
-    index = ir.Constant(ir.VectorType(n.type, count), list(range(count)))
+    for extreme, bound in (("smin", count), ("smax", 0)):  # so that 32 bits are enough
+        n = _call(builder, f"llvm.{extreme}.i64", n.type, [n, ir.Constant(n.type, bound)])
+    n = builder.trunc(n, _I32)
+    index = ir.Constant(ir.VectorType(_I32, count), list(range(count)))
     return builder.icmp_signed("<", index, _splat(builder, n, count))
 
 
@@ -656,9 +683,9 @@ def _(context, builder, sig, args):
     return context.get_constant(types.intp, _lane_count(sig.args[0].dtype))
 
 
-def _element(dtype: types.Type) -> types.Type:
+def _element(dtype: types.Type, registers: int = 1) -> types.Type:
     """Return what loading from an array of this dtype gives: a vector, or a scalar."""
-    return Vector(dtype) if _lane_count(dtype) > 1 else dtype
+    return Vector(dtype, registers) if _lane_count(dtype) > 1 else dtype
 
 
 @_typed(load)
@@ -667,7 +694,7 @@ def _(x, i, n=types.intp, rest=types.intp):
 
 
 @_coded(load)
-def _(context, builder, sig, args):
+def _load(context, builder, sig, args):
     pointer = _address(context, builder, sig.args[0], args[0], args[1], sig.args[1])
     result = sig.return_type
     if not isinstance(result, Vector):
@@ -683,6 +710,14 @@ def _(context, builder, sig, args):
     pointer = _vector_pointer(builder, pointer, vector.element, vector.count)
     mask = _first_lanes(builder, n, vector.count)
     return _masked_load(builder, pointer, mask, vector, align, rest)
+
+
+@_typed(load_wide)
+def _(x, i, n=types.intp):
+    return _element(x.dtype, WIDE) if _is_array(x) else None
+
+
+_coded(load_wide)(_load)
 
 
 @_typed(load_mask)
@@ -753,11 +788,15 @@ def _(value, x):
     return _element(x.dtype) if _is_array(x) else None
 
 
+@_typed(splat_wide)
+def _(value, x):
+    return _element(x.dtype, WIDE) if _is_array(x) else None
+
+
 @_coded(splat)
+@_coded(splat_wide)
 def _(context, builder, sig, args):
-    if isinstance(sig.return_type, Vector):
-        return _as_vector(context, builder, args[0], sig.args[0], sig.return_type)
-    return context.cast(builder, args[0], sig.args[0], sig.return_type)
+    return _as_type(context, builder, args[0], sig.args[0], sig.return_type)
 
 
 @_typed(integers)
@@ -1610,6 +1649,7 @@ __all__ = [
     "TILE_COLUMNS",
     "TILE_ROWS",
     "VECTOR_BYTES",
+    "WIDE",
     "Bits",
     "Mask",
     "Rows",
@@ -1628,6 +1668,7 @@ __all__ = [
     "lanes",
     "load",
     "load_mask",
+    "load_wide",
     "log",
     "maximum",
     "minimum",
@@ -1637,6 +1678,7 @@ __all__ = [
     "reduce_sum",
     "round",
     "splat",
+    "splat_wide",
     "sqrt",
     "store",
     "tanh",

@@ -224,6 +224,41 @@ def test_special_values(function, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_vectors(dtype):
+    @njit
+    def kernel(x, out):
+        twice, total = simd.splat_wide(2, x), simd.splat_wide(0, x)
+        for i in range(0, x.size, simd.WIDE * simd.lanes(x)):
+            n = x.size - i
+            value = simd.load_wide(x, i, n)
+            value = simd.where(value > 0, simd.fma(value, twice, 1), simd.exp(value))
+            simd.store(out, i, value, n)
+            total = total + simd.load_wide(x, i, n)
+        return simd.reduce_sum(total)
+
+    for size in (0, 1, lanes(dtype) + 1, simd.WIDE * lanes(dtype), 9 * lanes(dtype) + 3):
+        x = rng.normal(size=size).astype(dtype)
+        whole, out = between_canaries(size, dtype)
+        total = kernel(x, out)
+        rtol = 4 * np.finfo(dtype).eps
+        np.testing.assert_allclose(out, np.where(x > 0, 2 * x + 1, np.exp(x)), rtol=rtol)
+        np.testing.assert_allclose(total, x.sum(), rtol=rtol, atol=rtol * size)
+        assert canaries_live(whole)
+
+
+def test_wide_integers_are_scalars():
+    @njit
+    def kernel(x, out):
+        for i in range(0, x.size, simd.lanes(x)):
+            simd.store(out, i, simd.load_wide(x, i) + simd.splat_wide(1, x))
+
+    x = np.arange(5)
+    out = np.empty_like(x)
+    kernel(x, out)
+    np.testing.assert_array_equal(out, x + 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_load_mask(dtype):
     @njit
     def kernel(condition, x, out):

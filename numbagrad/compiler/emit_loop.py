@@ -16,10 +16,10 @@ from .graph import Buffer
 STRIP_ROWS = 16
 WIDTH = 95  # characters of a line, without the indent
 _LOADS = {
-    FULL: "simd.load({0}, i, n)",
-    SCALAR: "simd.splat({0}[0], out0)",
-    ROW: "simd.load({0}, j, n)",
-    COLUMN: "simd.splat({0}[row], out0)",
+    FULL: "simd.load{1}({0}, i, n)",
+    SCALAR: "simd.splat{1}({0}[0], out0)",
+    ROW: "simd.load{1}({0}, j, n)",
+    COLUMN: "simd.splat{1}({0}[row], out0)",
 }
 
 
@@ -75,7 +75,8 @@ class Loop:
     def text(self) -> str:
         """The parameters and the body."""
         scales = [f"scale{k}" for k in range(len(self.scales))]
-        lines = [*self._summary(), "lanes = simd.lanes(out0)", *self._loads(SCALAR)]
+        lanes = "simd.WIDE * simd.lanes(out0)" if self._is_flat else "simd.lanes(out0)"
+        lines = [*self._summary(), f"lanes = {lanes}", *self._loads(SCALAR)]
         if self._totals:
             lines += self._strips()
         elif self._group.width:
@@ -95,7 +96,12 @@ class Loop:
     def _loads(self, *kinds: str) -> Iterator[str]:
         for name, kind in zip(self._inputs, self._group.kinds, strict=True):
             if kind in kinds:
-                yield f"v_{name} = {_LOADS[kind].format(name)}"
+                yield f"v_{name} = {_LOADS[kind].format(name, '_wide' if self._is_flat else '')}"
+
+    @property
+    def _is_flat(self) -> bool:
+        """Whether there are no rows: then wide vectors are what there is to walk."""
+        return not (self._totals or self._group.width)
 
     def _flat(self) -> Iterator[str]:
         yield "for i in range(0, out0.size, lanes):"

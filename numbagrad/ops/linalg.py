@@ -84,7 +84,7 @@ def _matmul_workspace(call: Call):
     rows = min(m, BLOCK_ROWS)
     k = _rows_columns(a.shape, call.transpose_a)[1]
     steps = min(k, function_of(_even)(k, BLOCK_STEPS, lanes))
-    strip = TILE_COLUMNS * lanes
+    strip = _strip(call)
     panel = steps * strip * min(-(-n // strip), PANEL_STRIPS)
     if not (call.transpose_b or function_of(_pays_to_pack)(m, n, steps, lanes)):
         rest = n % strip
@@ -97,6 +97,11 @@ def _matmul_workspace(call: Call):
         ((panel,), a.dtype),
         ((block,), a.dtype),
     ]
+
+
+def _strip(call: Call) -> int:
+    """Return how many columns a strip of b has."""
+    return TILE_COLUMNS * strip_width(1, call.outputs[0].dtype.itemsize)
 
 
 def _pays_to_turn(rows: int, steps: int, columns: int) -> bool:
@@ -113,7 +118,8 @@ def _has_few_rows(rows: int, transpose_a: bool) -> bool:
 def _matmul_split(call: Call) -> list[Split]:
     """Cut a batch into matrices, or one product into columns or rows.
 
-    A shard of columns packs its own of b, one of rows packs all of b anew: so columns come first.
+    A shard of columns packs its own strips of b, one of rows packs all of b anew: so columns come
+    first.
     """
     *batch, m, n = call.outputs[0].shape
     count = size_of(tuple(batch))
@@ -127,11 +133,12 @@ def _matmul_split(call: Call) -> list[Split]:
         return (*others, lo if call.transpose_a else 0, hi - lo, left, columns)
 
     def columns(scalars, lo, hi):
-        return (*scalars[:-2], lo, hi - lo)
+        return (*scalars[:-2], lo * strip, min(hi * strip, n) - lo * strip)
 
+    strip = _strip(call)
     step_a = 0 if call.transpose_a else call.inputs[0].shape[-1]
     return [
-        Split(n, (0, 0, 0), (0,), columns, _grain(n, SHARD_COLUMNS)),
+        Split(-(-n // strip), (0, 0, 0), (0,), columns, -(-_grain(n, SHARD_COLUMNS) // strip)),
         Split(m, (step_a, 0, 0), (n,), rows, _grain(m, SHARD_ROWS)),
     ]
 
