@@ -767,7 +767,7 @@ def test_elementwise_chains_are_one_loop():
     assert line.does == "fused_multiply_add_tanh_multiply"
 
 
-def norm_step(width, chunk=None, shortcut=False, pooled=False):
+def norm_step(width, chunk=None, shortcut=False, pool=None):
     """Return a compiled step of a convolution, its batch norm and what follows, and a batch."""
     ng.random.seed(0)
     conv, norm = L.Conv2d(width, width, 3, padding=1, bias=False), L.BatchNorm2d(width)
@@ -777,8 +777,7 @@ def norm_step(width, chunk=None, shortcut=False, pooled=False):
             p.grad = None
         out = norm(conv(x))
         out = ng.relu(out + x if shortcut else out)
-        if pooled:
-            out = ng.max_pool2d(out, 2)
+        out = pool(out, 2) if pool else out
         (out * out).sum().backward()
         return out, conv.weight.grad, norm.weight.grad, norm.bias.grad, norm.running_mean + 0.0
 
@@ -788,7 +787,7 @@ def norm_step(width, chunk=None, shortcut=False, pooled=False):
 
 @pytest.mark.parametrize(
     ("width", "chunk", "options"),
-    [(20, 2, {}), (3, None, {"pooled": True}), (16, 2, {"shortcut": True})],
+    [(20, 2, {}), (3, None, {"pool": ng.max_pool2d}), (16, 2, {"shortcut": True})],
 )
 def test_batch_norm_gives_the_numbers_of_eager(width, chunk, options):
     run, _, x = norm_step(width, chunk, **options)
@@ -810,7 +809,7 @@ def test_batch_norm_is_one_loop_with_its_neighbours():
 def test_what_is_cheap_is_computed_again_rather_than_kept():
     # Pooling and the gradient of relu read relu's result, but no convolution does: it is made of
     # the convolution's own, which is kept for the batch norm's gradient in any case.
-    run, _, x = norm_step(8, pooled=True)
+    run, _, x = norm_step(8, pool=ng.avg_pool2d)
     run(x)
     values = [
         value.name
@@ -820,6 +819,63 @@ def test_what_is_cheap_is_computed_again_rather_than_kept():
         if value.shape == "float32[5,4,4,8]" and value.lives == "whole"
     ]
     assert values == ["conv2d", "relu_backward"]
+
+
+def rough_images(rng, shape):
+    """Return images of few values, so that many are equal, most not positive, some undefined."""
+    values = np.array([-np.inf, -2, -1, -0.0, 0, 0.5, 1, np.nan], np.float32)
+    return rng.choice(values, shape, p=[0.1, 0.25, 0.2, 0.1, 0.1, 0.1, 0.13, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [
+        ((4, 6), {"kernel_size": 2}),
+        ((5, 7), {"kernel_size": 2}),  # what no window sees
+        ((5, 5), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ((4, 5), {"kernel_size": 2, "stride": 1}),
+        ((5, 4), {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 0)}),
+    ],
+)
+def test_relu_behind_max_pooling(size, window):
+    def pooled(x, bias):
+        return ng.max_pool2d(ng.relu(x + bias), **window)
+
+    def everything(x, bias, factor):
+        grads = ng.grad(lambda x, bias: (pooled(x, bias) * factor).sum(), (0, 1))(x, bias)
+        return pooled(x, bias), *grads
+
+    rng = np.random.default_rng(0)
+    x = rough_images(rng, (6, *size, 3))
+    out = ng.max_pool2d(ng.asarray(x), **window)
+    args = [
+        ng.asarray(a.astype(np.float32))
+        for a in (x, rng.integers(-1, 2, 3), rng.integers(-4, 5, out.shape))
+    ]
+    run = ng.compile(everything, chunk=2)
+    for mine, its in zip(run(*args), everything(*args), strict=True):
+        np.testing.assert_array_equal(mine.numpy(), its.numpy())
+    does = run.report().lines[0].does
+    assert does.index("max_pool2d") < does.index("relu")
+    assert "relu_backward_sum" in does  # of the pooled images, for the bias
+
+
+def test_relu_that_others_read_is_in_front_of_max_pooling():
+    def run(x):
+        h = ng.relu(x)
+        return ng.max_pool2d(h, 2), h.mean()
+
+    def curve(x):
+        slope = ng.grad(lambda x: (ng.max_pool2d(ng.relu(x) * x, 2)).sum())
+        return (ng.grad(lambda x: (slope(x) ** 2).sum())(x),)
+
+    x = ng.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 2)).astype(np.float32))
+    for written in (run, curve):
+        compiled = ng.compile(written)
+        for mine, its in zip(compiled(x), written(x), strict=True):
+            np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-6, atol=1e-6)
+        does = compiled.report().lines[0].does
+        assert does.index("relu") < does.index("max_pool2d")
 
 
 def test_what_a_state_was_is_not_computed_again_from_what_it_is():

@@ -2,7 +2,8 @@
 
 First, ops that are made of simpler ones are written out as these, so that they can be fused. What
 changes no value goes, too: ``x * 1``, ``-(-x)``. The rules hold for every ``x``, infinite and
-undefined ones and the sign of zero included; so ``x + 0`` stays, which makes 0 of -0.
+undefined ones and the sign of zero included; so ``x + 0`` stays, which makes 0 of -0. Then work is
+moved to where there is less of it: relu behind max pooling, and sums before what spreads them out.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def simplify(trace: Trace) -> tuple[list[Equation], list[Array]]:
     Equations that write states all stay.
     """
     folded: list[Array] = []
-    return _needed(trace, _distinct(trace, list(_expanded(trace)), folded)), folded
+    equations = _needed(trace, _distinct(trace, list(_expanded(trace)), folded))
+    return _needed(trace, _summed_before_unpooling(_relu_after_pooling(trace, equations))), folded
 
 
 def _expanded(trace: Trace) -> Iterator[Equation]:
@@ -197,24 +199,103 @@ def _key(equation: Equation, versions: dict[int, int]) -> tuple:
     return equation.op, inputs, params
 
 
+def _relu_after_pooling(trace: Trace, equations: list[Equation]) -> list[Equation]:
+    """Apply relu to what max pooling picks, rather than to all that it picks from.
+
+    relu keeps elements in order, so the largest one's relu is the largest relu; the same in the
+    gradient, which relu's slope then multiplies before it is spread out. Only the places within
+    windows without a positive element may be others, so nothing else may read them.
+    """
+    kept = _returned(trace)
+    readers: dict[int, list[Equation]] = {}
+    for equation in equations:
+        for number in {x.number for x in equation.inputs if isinstance(x, Variable)}:
+            readers.setdefault(number, []).append(equation)
+    made = [number for equation in equations for number in equation.outputs]
+    numbers = count(max([len(trace.inputs), *made]) + 1)
+    changed: dict[int, list[Equation]] = {}  # by an equation's first output: what takes its place
+    for relu in equations:
+        found = _pooling_of(relu, readers, kept) if relu.op.name == "relu" else None
+        if found is None:
+            continue
+        pool, backwards = found
+        out, index = pool.outputs
+        picked = next(numbers)
+        changed[out] = []
+        changed[relu.outputs[0]] = [
+            replace(pool, inputs=relu.inputs, outputs=(picked, index)),
+            replace(relu, inputs=(Variable(picked),), outputs=(out,), specs=pool.specs[:1]),
+        ]
+        for backward, slope in backwards:
+            grad_out, masked = backward.inputs[0], next(numbers)
+            changed[slope.outputs[0]] = []
+            changed[backward.outputs[0]] = [
+                replace(slope, inputs=(Variable(out), grad_out), outputs=(masked,),
+                        specs=pool.specs[:1]),
+                replace(backward, inputs=(Variable(masked), Variable(index)),
+                        outputs=slope.outputs),
+            ]  # fmt: skip
+    return [new for each in equations for new in changed.get(each.outputs[0], [each])]
+
+
+def _pooling_of(
+    relu: Equation, readers: dict[int, list[Equation]], kept: set[int]
+) -> tuple[Equation, list[tuple[Equation, Equation]]] | None:
+    """Return the max pooling that alone reads a relu, and the equations of both their gradients.
+
+    Each gradient is that of the pooling and that of relu, one after the other.
+    """
+    (number,) = relu.outputs
+    pools = [equation for equation in readers[number] if equation.op.name == "max_pool2d"]
+    if len(pools) != 1:
+        return None
+    _, index = pools[0].outputs
+    backwards: list[tuple[Equation, Equation]] = []
+    for backward in readers.get(index, ()):
+        slopes = readers.get(backward.outputs[0], ())
+        if backward.op.name != "max_pool2d_backward" or len(slopes) != 1:
+            return None
+        (slope,) = slopes
+        if slope.op.name != "relu_backward" or _number(slope.inputs[0]) != number:
+            return None
+        backwards.append((backward, slope))
+    hidden = {number, index, *(backward.outputs[0] for backward, _ in backwards)}
+    is_alone = len(readers[number]) == 1 + len(backwards) and not hidden & kept
+    return (pools[0], backwards) if is_alone else None
+
+
+def _summed_before_unpooling(equations: list[Equation]) -> list[Equation]:
+    """Sum the gradients that max pooling spreads over images before it does; each has one place."""
+    unpooled: dict[int, Operand] = {}  # a gradient spread out: as it was
+    result = []
+    for equation in equations:
+        if equation.op.name == "max_pool2d_backward":
+            unpooled[equation.outputs[0]] = equation.inputs[0]
+        elif equation.op.name == "sum":
+            grad = unpooled.get(_number(equation.inputs[0]))
+            whole_images = equation.params["first"] <= 1 and equation.params["stop"] >= 3
+            if isinstance(grad, Variable) and whole_images:
+                equation = replace(equation, inputs=(grad,))
+        result.append(equation)
+    return result
+
+
+def _returned(trace: Trace) -> set[int]:
+    """Return the values that the caller gets, by their numbers."""
+    operands = [value for _, value in trace.gradients]
+    map_leaves(trace.result, operands.append)
+    return {operand.number for operand in operands if isinstance(operand, Variable)}
+
+
 def _needed(trace: Trace, equations: list[Equation]) -> list[Equation]:
     """Drop what no result, gradient or state depends on."""
-    wanted: set[int] = set()
-
-    def want(operand: Operand) -> None:
-        if isinstance(operand, Variable):
-            wanted.add(operand.number)
-
-    map_leaves(trace.result, want)
-    for _, value in trace.gradients:
-        want(value)
+    wanted = _returned(trace)
     kept = []
     for equation in reversed(equations):
         if equation.targets is None and not wanted.intersection(equation.outputs):
             continue
         kept.append(equation)
-        for operand in equation.inputs:
-            want(operand)
+        wanted |= {x.number for x in equation.inputs if isinstance(x, Variable)}
     return kept[::-1]
 
 
