@@ -12,6 +12,8 @@ from numba import config
 
 import numbagrad as ng
 from numbagrad.compiler import function
+from numbagrad.compiler.simplify import simplify
+from numbagrad.compiler.trace import trace
 from numbagrad.dispatch import Split
 from numbagrad.errors import GraphError, TraceError
 from numbagrad.jit import cache_dir, write_atomically
@@ -876,6 +878,60 @@ def test_relu_that_others_read_is_in_front_of_max_pooling():
             np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-6, atol=1e-6)
         does = compiled.report().lines[0].does
         assert does.index("relu") < does.index("max_pool2d")
+
+
+@pytest.mark.parametrize(
+    ("product", "shapes"),
+    [
+        (lambda x, w: x @ w, ((6, 5), (5, 4))),
+        (lambda x, w: x @ w, ((2, 3, 5), (2, 5, 4))),
+        (lambda x, w: ng.conv2d(x, w, padding=1), ((2, 5, 5, 3), (3, 3, 3, 17))),
+        (lambda x, w: ng.conv2d(x, w), ((2, 5, 5, 1), (3, 3, 1, 3))),  # in planes
+        (lambda x, w: ng.conv2d(x, w, groups=16), ((2, 5, 5, 16), (3, 3, 1, 16))),  # depthwise
+        (lambda x, w: ng.conv2d(x, w, padding=1), ((2, 12, 12, 32), (3, 3, 32, 32))),  # Winograd's
+    ],
+)
+def test_a_bias_that_is_added_by_hand(product, shapes):
+    def outputs(x, w, b):
+        return ng.tanh(product(x, w) + b), ng.tanh(b + product(x * 2.0, w))
+
+    def loss(*args):
+        y, z = outputs(*args)
+        return (y * z).mean()
+
+    def everything(*args):
+        return *outputs(*args), *ng.grad(loss, (0, 1, 2))(*args)
+
+    rng = np.random.default_rng(0)
+    args = [
+        ng.asarray(rng.normal(size=shape).astype(np.float32) / shape[0] ** 0.5)
+        for shape in (*shapes, shapes[1][-1:])
+    ]
+    run = ng.compile(everything)
+    for mine, its in zip(run(*args), everything(*args), strict=True):
+        np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-4, atol=1e-5)
+    equations, _ = simplify(trace(outputs, *args))
+    assert "add" not in [equation.op.name for equation in equations]
+
+
+def test_a_bias_stays_where_others_read_the_product_or_states_change():
+    weight, other = (L.Parameter(np.ones((2, 2), np.float32) * k) for k in (1, 2))
+    bias = ng.asarray([1.0, 2.0])
+
+    @ng.compile
+    def run(x):
+        y, z = x @ weight, x @ other
+        with ng.no_grad():
+            ng.assign(other, other + 5.0)
+        return y + bias, y * y, z + bias, (x @ weight) + x, (x @ x) + bias[:1]
+
+    x = ng.asarray([[1.0, 2.0], [3.0, 4.0]])
+    before = other.numpy().copy()
+    results = [y.numpy() for y in run(x)]
+    x, w, b = x.numpy(), weight.numpy(), bias.numpy()
+    expected = [x @ w + b, (x @ w) ** 2, x @ before + b, x @ w + x, x @ x + b[:1]]
+    for mine, its in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(mine, its)
 
 
 def test_what_a_state_was_is_not_computed_again_from_what_it_is():

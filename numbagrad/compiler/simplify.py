@@ -3,7 +3,8 @@
 First, ops that are made of simpler ones are written out as these, so that they can be fused. What
 changes no value goes, too: ``x * 1``, ``-(-x)``. The rules hold for every ``x``, infinite and
 undefined ones and the sign of zero included; so ``x + 0`` stays, which makes 0 of -0. Then work is
-moved to where there is less of it: relu behind max pooling, and sums before what spreads them out.
+moved to where there is less of it: relu behind max pooling, sums before what spreads them out, and
+a bias into the product that it is added to.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
 from .trace import trace as trace_of
 
 FOLDED_BYTES = 2**16  # a folded constant takes no more
+BIASED = {"matmul", "conv2d", "planar", "depthwise", "winograd"}  # their third operand is a bias
 NEUTRAL = {"multiply": 1.0, "divide": 1.0, "subtract": 0.0, "pow": 1.0}  # as second operands
 
 
@@ -31,7 +33,8 @@ def simplify(trace: Trace) -> tuple[list[Equation], list[Array]]:
     """
     folded: list[Array] = []
     equations = _needed(trace, _distinct(trace, list(_expanded(trace)), folded))
-    return _needed(trace, _summed_before_unpooling(_relu_after_pooling(trace, equations))), folded
+    equations = _relu_after_pooling(trace, _with_biases(trace, equations))
+    return _needed(trace, _summed_before_unpooling(equations)), folded
 
 
 def _expanded(trace: Trace) -> Iterator[Equation]:
@@ -47,20 +50,21 @@ def _expanded(trace: Trace) -> Iterator[Equation]:
             yield from _written_out(equation, specs, numbers)
 
 
+def _spec_of(operand: Operand, specs: dict[int, Spec]) -> Spec:
+    if isinstance(operand, Variable):
+        return specs[operand.number]
+    return operand.leaf.spec if isinstance(operand, GradientOf) else operand.spec
+
+
 def _written_out(
     equation: Equation, specs: dict[int, Spec], numbers: Iterator[int]
 ) -> Iterator[Equation]:
     """Yield the equations that an op is made of; the values between them take new numbers."""
 
-    def spec_of(operand: Operand) -> Spec:
-        if isinstance(operand, Variable):
-            return specs[operand.number]
-        return operand.leaf.spec if isinstance(operand, GradientOf) else operand.spec
-
     def expand(*inputs: Array) -> Array:
         return equation.op.expand(*inputs, **equation.params)
 
-    inner = trace_of(expand, *(Array(Symbol(0, ""), spec_of(x)) for x in equation.inputs))
+    inner = trace_of(expand, *(Array(Symbol(0, ""), _spec_of(x, specs)) for x in equation.inputs))
     known: dict[int, Operand] = dict(enumerate(equation.inputs))
     for part in inner.equations:
         for number in part.outputs:
@@ -199,6 +203,42 @@ def _key(equation: Equation, versions: dict[int, int]) -> tuple:
     return equation.op, inputs, params
 
 
+def _with_biases(trace: Trace, equations: list[Equation]) -> list[Equation]:
+    """Let products and convolutions start from the bias that else would be added to them."""
+    specs = dict(enumerate(trace.inputs))
+    kept, readers = _returned(trace), _readers(equations)
+    products: dict[int, Equation] = {}  # by their results: those that may move to where one is read
+    result: dict[int, Equation] = {}  # by their first outputs
+    for equation in equations:
+        number, spec = equation.outputs[0], equation.specs[0]
+        specs |= zip(equation.outputs, equation.specs, strict=True)
+        if equation.targets is not None:
+            products.clear()  # they may read the state that is written here
+        elif equation.op.name in BIASED and not _spec_of(equation.inputs[2], specs).size:
+            if len(readers.get(number, ())) == 1 and number not in kept:
+                products[number] = equation
+        elif equation.op.name == "add":
+            row = spec._replace(shape=spec.shape[-1:])
+            for x, bias in (equation.inputs, equation.inputs[::-1]):
+                product = products.get(_number(x))
+                if product and product.specs[0] == spec and _spec_of(bias, specs) == row:
+                    a, b, _, *others = product.inputs
+                    equation = replace(product, inputs=(a, b, bias, *others), outputs=(number,))
+                    del result[x.number]
+                    break
+        result[number] = equation
+    return list(result.values())
+
+
+def _readers(equations: list[Equation]) -> dict[int, list[Equation]]:
+    """Return by a value's number the equations that read it, each once."""
+    readers: dict[int, list[Equation]] = {}
+    for equation in equations:
+        for number in {x.number for x in equation.inputs if isinstance(x, Variable)}:
+            readers.setdefault(number, []).append(equation)
+    return readers
+
+
 def _relu_after_pooling(trace: Trace, equations: list[Equation]) -> list[Equation]:
     """Apply relu to what max pooling picks, rather than to all that it picks from.
 
@@ -206,11 +246,7 @@ def _relu_after_pooling(trace: Trace, equations: list[Equation]) -> list[Equatio
     gradient, which relu's slope then multiplies before it is spread out. Only the places within
     windows without a positive element may be others, so nothing else may read them.
     """
-    kept = _returned(trace)
-    readers: dict[int, list[Equation]] = {}
-    for equation in equations:
-        for number in {x.number for x in equation.inputs if isinstance(x, Variable)}:
-            readers.setdefault(number, []).append(equation)
+    kept, readers = _returned(trace), _readers(equations)
     made = [number for equation in equations for number in equation.outputs]
     numbers = count(max([len(trace.inputs), *made]) + 1)
     changed: dict[int, list[Equation]] = {}  # by an equation's first output: what takes its place
