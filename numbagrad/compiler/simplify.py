@@ -282,7 +282,8 @@ def _pooling_of(
     Each gradient is that of the pooling and that of relu, one after the other.
     """
     (number,) = relu.outputs
-    pools = [equation for equation in readers[number] if equation.op.name == "max_pool2d"]
+    others = readers.get(number, ())
+    pools = [equation for equation in others if equation.op.name == "max_pool2d"]
     if len(pools) != 1:
         return None
     _, index = pools[0].outputs
@@ -296,7 +297,7 @@ def _pooling_of(
             return None
         backwards.append((backward, slope))
     hidden = {number, index, *(backward.outputs[0] for backward, _ in backwards)}
-    is_alone = len(readers[number]) == 1 + len(backwards) and not hidden & kept
+    is_alone = len(others) == 1 + len(backwards) and not hidden & kept
     return (pools[0], backwards) if is_alone else None
 
 
