@@ -934,6 +934,56 @@ def test_a_bias_stays_where_others_read_the_product_or_states_change():
         np.testing.assert_array_equal(mine, its)
 
 
+def memory_of(run):
+    """Return where a compiled function's local values lie, and its whole ones, by their names."""
+    plan = run._compiled().plan
+    local = {x.name: start for region in plan.regions for x, start in region.scratch.items()}
+    return local, {x.name: start for x, start in plan.places.items()}
+
+
+def test_an_elementwise_loop_writes_where_it_reads():
+    @ng.compile
+    def run(x, weight):
+        h = ng.exp(x @ weight)
+        return ng.tanh(h @ weight) @ weight + h
+
+    rng = np.random.default_rng(0)
+    x, weight = (ng.asarray(rng.normal(size=s).astype(np.float32)) for s in ((6, 4), (4, 4)))
+    expected = run.function(x, weight).numpy()
+    np.testing.assert_allclose(run(x, weight).numpy(), expected, rtol=1e-5)
+    local, _ = memory_of(run)
+    assert local["exp"] == local["matmul"]
+    assert local["tanh"] == local["matmul_2"] != local["exp"]  # which is read later
+
+
+def test_a_whole_value_is_written_where_it_was_read():
+    @ng.compile(chunk=2)
+    def run(x):
+        y = ng.exp(x * 0.5)
+        z = x @ x + ng.tanh(y - y.mean(axis=0))
+        return ng.tanh(z - z.mean(axis=0))
+
+    x = ng.asarray(np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32))
+    np.testing.assert_allclose(run(x).numpy(), run.function(x).numpy(), rtol=1e-5, atol=1e-6)
+    _, whole = memory_of(run)
+    assert whole["add"] == whole["exp"]
+
+
+def test_what_other_pieces_read_whole_is_not_overwritten():
+    @ng.compile
+    def run(x, weight):
+        y = ng.exp(weight)
+        z = weight @ y + y  # piece by piece, with the product
+        return x @ (z @ z)
+
+    rng = np.random.default_rng(0)
+    x, weight = (ng.asarray(rng.normal(size=(n, 256)).astype(np.float32) / 16) for n in (2, 256))
+    assert_close = np.testing.assert_allclose
+    assert_close(run(x, weight).numpy(), run.function(x, weight).numpy(), rtol=1e-4, atol=1e-3)
+    _, whole = memory_of(run)
+    assert whole["add"] != whole["exp"]
+
+
 def test_what_a_state_was_is_not_computed_again_from_what_it_is():
     shift = L.Parameter(np.zeros(3, np.float32))
 
