@@ -12,6 +12,7 @@ from numba import config
 
 import numbagrad as ng
 from numbagrad.compiler import function
+from numbagrad.compiler.report import Line, StepReport
 from numbagrad.compiler.simplify import simplify
 from numbagrad.compiler.trace import trace
 from numbagrad.dispatch import Split
@@ -1040,6 +1041,32 @@ def test_report():
     assert report.lines[0].flops == 2 * 8 * 3 * 2 + 8 * 2  # products, and relu
     assert "region_0" in str(report)
     assert "of the roof" in str(report).splitlines()[-1]
+
+
+def test_report_of_memory():
+    run = ng.compile(lambda x, weight: ng.exp(x @ weight) - (x @ weight).mean(axis=0), chunk=2)
+    x, weight = (ng.asarray(np.ones(shape, np.float32)) for shape in ((60, 48), (48, 32)))
+    run(x, weight)
+    report = run.report()
+    # The product, its exponential, its mean and what its kernel works on, all of it; not the
+    # result, which the caller gets.
+    (product,) = [node for node in run._compiled().plan.nodes if node.name == "matmul"]
+    room = [
+        np.dtype(dtype).itemsize * int(np.prod(shape))
+        for shape, dtype in product.op.workspace(product.call)
+    ]
+    assert report.unplanned == 4 * (2 * 60 * 32 + 32) + sum(room)
+    scratch = max(line.scratch for line in report.lines)
+    assert report.planned == report.between + report.threads * scratch
+    assert report.threads == ng.get_num_threads()
+    assert report.between == run._compiled().plan.arena_bytes
+
+
+def test_report_fits_a_page():
+    line = Line("region_0", ", ".join(["softmax_cross_entropy"] * 12), 2, 3, 1e-3, 1e9, 1e9, 0, 0.0)
+    text = str(StepReport("step", (line, line), 0, 0, 0))
+    assert max(map(len, text.splitlines())) <= 150
+    assert text.count("softmax_cross_entropy") == 24
 
 
 def test_report_counts_what_is_fused():

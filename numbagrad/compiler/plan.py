@@ -548,7 +548,7 @@ def make_plan(
         if isinstance(node, Combine):
             shards = node.parts.made_in.shards
             node.parts.spec = node.out.spec._replace(shape=(shards, *node.out.spec.shape))
-    places, arena, unplanned = _whole_values(regions)
+    places, arena = _whole_values(regions)
     return Plan(
         trace.name,
         builder.arguments,
@@ -560,7 +560,7 @@ def make_plan(
         checked,
         places,
         arena,
-        unplanned,
+        _unplanned([node for region in regions for node in region.nodes]),
         kept,
         decisions,
     )
@@ -597,7 +597,7 @@ def make_device_plan(trace: Trace, equations: Sequence[Equation]) -> Plan:
         checked,
         region.scratch,
         region.scratch_bytes,
-        sum(buffer.nbytes for buffer in region.scratch),
+        _unplanned(region.nodes),
         kept,
     )
 
@@ -643,8 +643,28 @@ def _fuse_all(regions: list[Region]) -> None:
         fuse(region, elsewhere | kept)
 
 
-def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int, int]:
-    """Place all values that outlive a region; memory is used again when the last reader is done."""
+def _unplanned(nodes: Sequence[Node | Combine | Fused]) -> int:
+    """Return how many bytes nodes would take if each value and workspace had its own, all of it.
+
+    That is without what the caller gets.
+    """
+    total = 0
+    for node in nodes:
+        if isinstance(node, Combine):
+            continue  # its output is that of the node that makes the parts
+        values = [buffer for buffer in node.outputs if buffer.source == "value"]
+        total += sum(buffer.nbytes for buffer in values if not buffer.is_kept)
+        if isinstance(node, Node):
+            wanted = workspace_of(node.op, node.call)
+            total += sum(size_of(shape) * dtype.itemsize for shape, dtype in wanted)
+    return total
+
+
+def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int]:
+    """Place all values that outlive a region; memory is used again when the last reader is done.
+
+    Return where each starts, and how many bytes all of them take.
+    """
     order = {region: at for at, region in enumerate(regions)}
     last: dict[Buffer, int] = {}
     values: list[Buffer] = []
@@ -673,7 +693,7 @@ def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int, int]:
         for buffer in values:
             if last[buffer] == at and buffer not in overwritten:
                 shelf.give_back(places[buffer])
-    return places, shelf.end, sum(buffer.nbytes for buffer in values)
+    return places, shelf.end
 
 
 def _is_read_up_to(last: Node | Fused, buffer: Buffer, region: Region) -> bool:
