@@ -1020,6 +1020,43 @@ def test_sums_over_rows_are_added_up_where_their_terms_are_made(width, dtype):
     assert first.does == "fused_multiply_exp_sum_subtract"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(70, 37), (3, 1), (9, 4096)])
+def test_sums_of_all_elements_are_added_up_where_their_terms_are_made(shape, dtype):
+    def run(x, y, row, column):
+        h = ng.exp(x - y)
+        # Elements alone; as the terms are kept, too; with what repeats along rows and columns.
+        return ((x - y) ** 2).mean(), h, h.sum(), ng.tanh(x * row).sum(), ng.tanh(x * column).mean()
+
+    rng = np.random.default_rng(0)
+    extents = (shape, shape, shape[1:], (shape[0], 1))
+    args = [ng.asarray(rng.uniform(-1, 1, size=each).astype(dtype)) for each in extents]
+    compiled = ng.compile(run, chunk=20)
+    exact = run(*(x.astype(np.float64) for x in args))
+    for mine, its in zip(compiled(*args), exact, strict=True):
+        assert mine.dtype == dtype
+        np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=2e-6, atol=2e-6)
+    ops = compiled.report().lines[0].does.split(", ")
+    assert not {"sum", "mean"} & {*ops}
+
+
+def test_sums_of_rows_and_of_all_elements_are_told_apart():
+    def run(x):
+        y = ng.exp(x)
+        return y.sum(), y.sum(axis=0), (y * x).mean(), (y * x).mean(axis=0)
+
+    x = ng.asarray(np.random.default_rng(0).normal(size=(33, 21)).astype(np.float32))
+    for mine, its in zip(ng.compile(run, chunk=8)(x), run(x), strict=True):
+        np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_long_sums_keep_small_terms():
+    # A single chain of additions in each lane would be off by 1e-4.
+    x = ng.asarray(np.ones(2**22 + 3, np.float32))
+    run = ng.compile(lambda x: (x * 1.1).sum(), chunk=2**22)
+    assert run(x).item() == pytest.approx(1.1 * x.size, rel=1e-5)
+
+
 def test_a_tree_of_chains_is_one_loop():
     run = ng.compile(lambda x, y: ng.tanh(x * 2.0) + ng.exp(y * 0.5) * (y - x))
     x, y = (ng.asarray(np.linspace(a, 1, 12, dtype=np.float32)) for a in (-1, 0))
@@ -1037,7 +1074,7 @@ def test_report():
 
     run(ng.asarray(np.ones((8, 3), np.float32)), ng.asarray(np.ones((3, 2), np.float32)))
     report = run.report()
-    assert [line.does for line in report.lines] == ["matmul, relu, sum", "combine"]
+    assert [line.does for line in report.lines] == ["matmul, fused_relu_sum", "combine"]
     assert report.lines[0].flops == 2 * 8 * 3 * 2 + 8 * 2  # products, and relu
     assert "region_0" in str(report)
     assert "of the roof" in str(report).splitlines()[-1]
