@@ -14,6 +14,9 @@ from numba import config
 
 import numbagrad as ng
 from numbagrad.compiler import function
+from numbagrad.compiler.report import Line, StepReport
+from numbagrad.compiler.simplify import simplify
+from numbagrad.compiler.trace import trace
 from numbagrad.dispatch import Split
 from numbagrad.errors import GraphError, TraceError
 from numbagrad.jit import cache_dir, write_atomically
@@ -829,7 +832,7 @@ def test_elementwise_chains_are_one_loop():
     assert line.does == "fused_multiply_add_tanh_multiply"
 
 
-def norm_step(width, chunk=None, shortcut=False, pooled=False):
+def norm_step(width, chunk=None, shortcut=False, pool=None):
     """Return a compiled step of a convolution, its batch norm and what follows, and a batch."""
     ng.random.seed(0)
     conv, norm = L.Conv2d(width, width, 3, padding=1, bias=False), L.BatchNorm2d(width)
@@ -839,8 +842,7 @@ def norm_step(width, chunk=None, shortcut=False, pooled=False):
             p.grad = None
         out = norm(conv(x))
         out = ng.relu(out + x if shortcut else out)
-        if pooled:
-            out = ng.max_pool2d(out, 2)
+        out = pool(out, 2) if pool else out
         (out * out).sum().backward()
         return out, conv.weight.grad, norm.weight.grad, norm.bias.grad, norm.running_mean + 0.0
 
@@ -850,7 +852,7 @@ def norm_step(width, chunk=None, shortcut=False, pooled=False):
 
 @pytest.mark.parametrize(
     ("width", "chunk", "options"),
-    [(20, 2, {}), (3, None, {"pooled": True}), (16, 2, {"shortcut": True})],
+    [(20, 2, {}), (3, None, {"pool": ng.max_pool2d}), (16, 2, {"shortcut": True})],
 )
 def test_batch_norm_gives_the_numbers_of_eager(width, chunk, options):
     run, _, x = norm_step(width, chunk, **options)
@@ -872,7 +874,7 @@ def test_batch_norm_is_one_loop_with_its_neighbours():
 def test_what_is_cheap_is_computed_again_rather_than_kept():
     # Pooling and the gradient of relu read relu's result, but no convolution does: it is made of
     # the convolution's own, which is kept for the batch norm's gradient in any case.
-    run, _, x = norm_step(8, pooled=True)
+    run, _, x = norm_step(8, pool=ng.avg_pool2d)
     run(x)
     values = [
         value.name
@@ -882,6 +884,167 @@ def test_what_is_cheap_is_computed_again_rather_than_kept():
         if value.shape == "float32[5,4,4,8]" and value.lives == "whole"
     ]
     assert values == ["conv2d", "relu_backward"]
+
+
+def rough_images(rng, shape):
+    """Return images of few values, so that many are equal, most not positive, some undefined."""
+    values = np.array([-np.inf, -2, -1, -0.0, 0, 0.5, 1, np.nan], np.float32)
+    return rng.choice(values, shape, p=[0.1, 0.25, 0.2, 0.1, 0.1, 0.1, 0.13, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [
+        ((4, 6), {"kernel_size": 2}),
+        ((5, 7), {"kernel_size": 2}),  # what no window sees
+        ((5, 5), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ((4, 5), {"kernel_size": 2, "stride": 1}),
+        ((5, 4), {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 0)}),
+    ],
+)
+def test_relu_behind_max_pooling(size, window):
+    def pooled(x, bias):
+        return ng.max_pool2d(ng.relu(x + bias), **window)
+
+    def everything(x, bias, factor):
+        grads = ng.grad(lambda x, bias: (pooled(x, bias) * factor).sum(), (0, 1))(x, bias)
+        return pooled(x, bias), *grads
+
+    rng = np.random.default_rng(0)
+    x = rough_images(rng, (6, *size, 3))
+    out = ng.max_pool2d(ng.asarray(x), **window)
+    args = [
+        ng.asarray(a.astype(np.float32))
+        for a in (x, rng.integers(-1, 2, 3), rng.integers(-4, 5, out.shape))
+    ]
+    run = ng.compile(everything, chunk=2)
+    for mine, its in zip(run(*args), everything(*args), strict=True):
+        np.testing.assert_array_equal(mine.numpy(), its.numpy())
+    does = run.report().lines[0].does
+    assert does.index("max_pool2d") < does.index("relu")
+    assert "relu_backward_sum" in does  # of the pooled images, for the bias
+
+
+def test_relu_that_others_read_is_in_front_of_max_pooling():
+    def run(x):
+        h = ng.relu(x)
+        return ng.max_pool2d(h, 2), h.mean(), ng.relu(x * 2.0)
+
+    def curve(x):
+        slope = ng.grad(lambda x: (ng.max_pool2d(ng.relu(x) * x, 2)).sum())
+        return (ng.grad(lambda x: (slope(x) ** 2).sum())(x),)
+
+    x = ng.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 2)).astype(np.float32))
+    for written in (run, curve):
+        compiled = ng.compile(written)
+        for mine, its in zip(compiled(x), written(x), strict=True):
+            np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-6, atol=1e-6)
+        does = compiled.report().lines[0].does
+        assert does.index("relu") < does.index("max_pool2d")
+
+
+@pytest.mark.parametrize(
+    ("product", "shapes"),
+    [
+        (lambda x, w: x @ w, ((6, 5), (5, 4))),
+        (lambda x, w: x @ w, ((2, 3, 5), (2, 5, 4))),
+        (lambda x, w: ng.conv2d(x, w, padding=1), ((2, 5, 5, 3), (3, 3, 3, 17))),
+        (lambda x, w: ng.conv2d(x, w), ((2, 5, 5, 1), (3, 3, 1, 3))),  # in planes
+        (lambda x, w: ng.conv2d(x, w, groups=16), ((2, 5, 5, 16), (3, 3, 1, 16))),  # depthwise
+        (lambda x, w: ng.conv2d(x, w, padding=1), ((2, 12, 12, 32), (3, 3, 32, 32))),  # Winograd's
+    ],
+)
+def test_a_bias_that_is_added_by_hand(product, shapes):
+    def outputs(x, w, b):
+        return ng.tanh(product(x, w) + b), ng.tanh(b + product(x * 2.0, w))
+
+    def loss(*args):
+        y, z = outputs(*args)
+        return (y * z).mean()
+
+    def everything(*args):
+        return *outputs(*args), *ng.grad(loss, (0, 1, 2))(*args)
+
+    rng = np.random.default_rng(0)
+    args = [
+        ng.asarray(rng.normal(size=shape).astype(np.float32) / shape[0] ** 0.5)
+        for shape in (*shapes, shapes[1][-1:])
+    ]
+    run = ng.compile(everything)
+    for mine, its in zip(run(*args), everything(*args), strict=True):
+        np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-4, atol=1e-5)
+    equations, _ = simplify(trace(outputs, *args))
+    assert "add" not in [equation.op.name for equation in equations]
+
+
+def test_a_bias_stays_where_others_read_the_product_or_states_change():
+    weight, other = (L.Parameter(np.ones((2, 2), np.float32) * k) for k in (1, 2))
+    bias = ng.asarray([1.0, 2.0])
+
+    @ng.compile
+    def run(x):
+        y, z = x @ weight, x @ other
+        with ng.no_grad():
+            ng.assign(other, other + 5.0)
+        return y + bias, y * y, z + bias, (x @ weight) + x, (x @ x) + bias[:1]
+
+    x = ng.asarray([[1.0, 2.0], [3.0, 4.0]])
+    before = other.numpy().copy()
+    results = [y.numpy() for y in run(x)]
+    x, w, b = x.numpy(), weight.numpy(), bias.numpy()
+    expected = [x @ w + b, (x @ w) ** 2, x @ before + b, x @ w + x, x @ x + b[:1]]
+    for mine, its in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def memory_of(run):
+    """Return where a compiled function's local values lie, and its whole ones, by their names."""
+    plan = run._compiled().plan
+    local = {x.name: start for region in plan.regions for x, start in region.scratch.items()}
+    return local, {x.name: start for x, start in plan.places.items()}
+
+
+def test_an_elementwise_loop_writes_where_it_reads():
+    @ng.compile
+    def run(x, weight):
+        h = ng.exp(x @ weight)
+        return ng.tanh(h @ weight) @ weight + h
+
+    rng = np.random.default_rng(0)
+    x, weight = (ng.asarray(rng.normal(size=s).astype(np.float32)) for s in ((6, 4), (4, 4)))
+    expected = run.function(x, weight).numpy()
+    np.testing.assert_allclose(run(x, weight).numpy(), expected, rtol=1e-5)
+    local, _ = memory_of(run)
+    assert local["exp"] == local["matmul"]
+    assert local["tanh"] == local["matmul_2"] != local["exp"]  # which is read later
+
+
+def test_a_whole_value_is_written_where_it_was_read():
+    @ng.compile(chunk=2)
+    def run(x):
+        y = ng.exp(x * 0.5)
+        z = x @ x + ng.tanh(y - y.mean(axis=0))
+        return ng.tanh(z - z.mean(axis=0))
+
+    x = ng.asarray(np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32))
+    np.testing.assert_allclose(run(x).numpy(), run.function(x).numpy(), rtol=1e-5, atol=1e-6)
+    _, whole = memory_of(run)
+    assert whole["add"] == whole["exp"]
+
+
+def test_what_other_pieces_read_whole_is_not_overwritten():
+    @ng.compile
+    def run(x, weight):
+        y = ng.exp(weight)
+        z = weight @ y + y  # piece by piece, with the product
+        return x @ (z @ z)
+
+    rng = np.random.default_rng(0)
+    x, weight = (ng.asarray(rng.normal(size=(n, 256)).astype(np.float32) / 16) for n in (2, 256))
+    assert_close = np.testing.assert_allclose
+    assert_close(run(x, weight).numpy(), run.function(x, weight).numpy(), rtol=1e-4, atol=1e-3)
+    _, whole = memory_of(run)
+    assert whole["add"] != whole["exp"]
 
 
 def test_what_a_state_was_is_not_computed_again_from_what_it_is():
@@ -919,6 +1082,43 @@ def test_sums_over_rows_are_added_up_where_their_terms_are_made(width, dtype):
     assert first.does == "fused_multiply_exp_sum_subtract"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(70, 37), (3, 1), (9, 4096)])
+def test_sums_of_all_elements_are_added_up_where_their_terms_are_made(shape, dtype):
+    def run(x, y, row, column):
+        h = ng.exp(x - y)
+        # Elements alone; as the terms are kept, too; with what repeats along rows and columns.
+        return ((x - y) ** 2).mean(), h, h.sum(), ng.tanh(x * row).sum(), ng.tanh(x * column).mean()
+
+    rng = np.random.default_rng(0)
+    extents = (shape, shape, shape[1:], (shape[0], 1))
+    args = [ng.asarray(rng.uniform(-1, 1, size=each).astype(dtype)) for each in extents]
+    compiled = ng.compile(run, chunk=20)
+    exact = run(*(x.astype(np.float64) for x in args))
+    for mine, its in zip(compiled(*args), exact, strict=True):
+        assert mine.dtype == dtype
+        np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=2e-6, atol=2e-6)
+    ops = compiled.report().lines[0].does.split(", ")
+    assert not {"sum", "mean"} & {*ops}
+
+
+def test_sums_of_rows_and_of_all_elements_are_told_apart():
+    def run(x):
+        y = ng.exp(x)
+        return y.sum(), y.sum(axis=0), (y * x).mean(), (y * x).mean(axis=0)
+
+    x = ng.asarray(np.random.default_rng(0).normal(size=(33, 21)).astype(np.float32))
+    for mine, its in zip(ng.compile(run, chunk=8)(x), run(x), strict=True):
+        np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_long_sums_keep_small_terms():
+    # A single chain of additions in each lane would be off by 1e-4.
+    x = ng.asarray(np.ones(2**22 + 3, np.float32))
+    run = ng.compile(lambda x: (x * 1.1).sum(), chunk=2**22)
+    assert run(x).item() == pytest.approx(1.1 * x.size, rel=1e-5)
+
+
 def test_a_tree_of_chains_is_one_loop():
     run = ng.compile(lambda x, y: ng.tanh(x * 2.0) + ng.exp(y * 0.5) * (y - x))
     x, y = (ng.asarray(np.linspace(a, 1, 12, dtype=np.float32)) for a in (-1, 0))
@@ -936,10 +1136,36 @@ def test_report():
 
     run(ng.asarray(np.ones((8, 3), np.float32)), ng.asarray(np.ones((3, 2), np.float32)))
     report = run.report()
-    assert [line.does for line in report.lines] == ["matmul, relu, sum", "combine"]
+    assert [line.does for line in report.lines] == ["matmul, fused_relu_sum", "combine"]
     assert report.lines[0].flops == 2 * 8 * 3 * 2 + 8 * 2  # products, and relu
     assert "region_0" in str(report)
     assert "of the roof" in str(report).splitlines()[-1]
+
+
+def test_report_of_memory():
+    run = ng.compile(lambda x, weight: ng.exp(x @ weight) - (x @ weight).mean(axis=0), chunk=2)
+    x, weight = (ng.asarray(np.ones(shape, np.float32)) for shape in ((60, 48), (48, 32)))
+    run(x, weight)
+    report = run.report()
+    # The product, its exponential, its mean and what its kernel works on, all of it; not the
+    # result, which the caller gets.
+    (product,) = [node for node in run._compiled().plan.nodes if node.name == "matmul"]
+    room = [
+        np.dtype(dtype).itemsize * int(np.prod(shape))
+        for shape, dtype in product.op.workspace(product.call)
+    ]
+    assert report.unplanned == 4 * (2 * 60 * 32 + 32) + sum(room)
+    scratch = max(line.scratch for line in report.lines)
+    assert report.planned == report.between + report.threads * scratch
+    assert report.threads == ng.get_num_threads()
+    assert report.between == run._compiled().plan.arena_bytes
+
+
+def test_report_fits_a_page():
+    line = Line("region_0", ", ".join(["softmax_cross_entropy"] * 12), 2, 3, 1e-3, 1e9, 1e9, 0, 0.0)
+    text = str(StepReport("step", (line, line), 0, 0, 0))
+    assert max(map(len, text.splitlines())) <= 150
+    assert text.count("softmax_cross_entropy") == 24
 
 
 def test_report_counts_what_is_fused():

@@ -14,6 +14,9 @@ from .graph import Buffer
 # Rows that are added up in registers before they join the totals in memory. A strip of them, one
 # vector wide, reaches each line of memory once; more rows leave L1 before their next strip.
 STRIP_ROWS = 16
+# Elements that are added up before they join the total: a long chain of additions would lose small
+# terms. Whole vectors on every processor.
+BLOCK = 4096
 WIDTH = 95  # characters of a line, without the indent
 _LOADS = {
     FULL: "simd.load{1}({0}, i, n)",
@@ -77,8 +80,10 @@ class Loop:
         scales = [f"scale{k}" for k in range(len(self.scales))]
         lanes = "simd.WIDE * simd.lanes(out0)" if self._is_flat else "simd.lanes(out0)"
         lines = [*self._summary(), f"lanes = {lanes}", *self._loads(SCALAR)]
-        if self._totals:
+        if self._totals and self._group.adds_rows:
             lines += self._strips()
+        elif self._totals:
+            lines += self._blocks()
         elif self._group.width:
             lines += self._rows()
         else:
@@ -140,6 +145,46 @@ class Loop:
         for name, _, factor in self._totals:
             total = f"simd.load({name}, j, n) + sum_{name}{factor}"
             yield f"        simd.store({name}, j, {total}, n)"
+
+    def _blocks(self) -> Iterator[str]:
+        """Add up all elements, block by block; what is no whole vector comes last."""
+        width = self._group.width
+        full = self._inputs[self._group.kinds.index(FULL)]
+        sums = [(f"sum_{name}", terms) for name, terms, _ in self._totals]
+        yield "zero, places = simd.splat(0, out0), simd.integers(out0, 0, 1)"
+        yield " = ".join([*(f"total_{name}" for name, _, _ in self._totals), "zero"])
+        body = [*self._loads(FULL, ROW, COLUMN), *self._steps, *self._stores]
+        masked = [*body, "outside = places >= n"]
+        masked += [f"{name} = {name} + simd.where(outside, zero, {terms})" for name, terms in sums]
+        if width:
+            rows = max(BLOCK // width, 1)
+            yield f"rows = {full}.size // {width}"
+            yield f"for first in range(0, rows, {rows}):"
+            loops = [
+                f"for row in range(first, min(first + {rows}, rows)):",
+                f"    for j in range(0, {width}, lanes):",
+                f"        i, n = row * {width} + j, min({width} - j, lanes)",
+                *("        " + line for line in masked),
+            ]
+        else:
+            yield f"whole = {full}.size // lanes * lanes"
+            yield f"for first in range(0, {full}.size, {BLOCK}):"
+            whole = [line.replace(", n)", ")") for line in body]
+            whole += [f"{name} = {name} + {terms}" for name, terms in sums]
+            loops = [
+                f"for i in range(first, min(first + {BLOCK}, whole), lanes):",
+                *("    " + line for line in whole),
+                f"if first + {BLOCK} > {full}.size > whole:",
+                f"    i, n = whole, {full}.size - whole",
+                *("    " + line for line in masked),
+            ]
+        yield "    " + " = ".join([*(name for name, _ in sums), "zero"])
+        for line in loops:
+            yield f"    {line}"
+        for name, _, _ in self._totals:
+            yield f"    total_{name} = total_{name} + sum_{name}"
+        for name, _, factor in self._totals:
+            yield f"{name}[0] = simd.reduce_sum(total_{name}){factor}"
 
 
 __all__ = ["Loop"]

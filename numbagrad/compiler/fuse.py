@@ -3,8 +3,8 @@
 What a fused node computes in between stays in registers. A node joins the one that makes its
 operand if all else that it reads is there before, and loops that make its other operands join,
 too; so any chain, and any tree of chains, becomes one loop with several results if others read
-them too. Sums over rows (the gradient of a bias, those of a batch norm) are added up in the loop
-that makes their terms.
+them too. Sums over rows (the gradient of a bias, those of a batch norm) and over all elements (a
+loss) are added up in the loop that makes their terms.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FULL, SCALAR, ROW, COLUMN = "full", "scalar", "row", "column"
 
 @dataclass(eq=False)
 class Fused:
-    """Several elementwise nodes, and sums over rows, as one.
+    """Several elementwise nodes, and sums over rows or over all elements, as one.
 
     Attributes
     ----------
@@ -51,6 +51,11 @@ class Fused:
         """What the source calls it."""
         ops = [op for op, _ in groupby(m.part_of or m.op.name for m in self.members)]
         return "_".join(["fused", *ops[:4]])
+
+    @property
+    def adds_rows(self) -> bool:
+        """Whether its sums, if there are any, have an element for each column."""
+        return any(is_sum(member) and _width(member) for member in self.members)
 
     @property
     def nanoseconds(self) -> float:
@@ -146,6 +151,8 @@ def _fit(members: list[Node | Combine]) -> bool:
         return False
     if len({width for member in members if (width := _width(member))}) > 1:
         return False
+    if len({_width(member) for member in members if is_sum(member)}) > 1:
+        return False  # of rows, and of all elements
     inside: dict[Buffer, Node] = {}
     walked = False  # an array that tells how many rows there are
     for member, how in zip(members, kinds, strict=True):
@@ -182,14 +189,16 @@ def kinds_of(node: Node | Combine) -> list[str] | None:
 
 
 def is_sum(node: Node) -> bool:
-    """Return whether a node adds up the rows of a table, on a CPU: a loop can add up its terms."""
+    """Return whether a node adds up the rows of a table, or all elements, on a CPU.
+
+    A loop can do so where it makes the terms.
+    """
     if node.op.kernel != "sum_forward" or node.call.device != "cpu":
         return False
     rows, width, _ = node.views.scalars
     x, is_cut = node.call.inputs[0], node.cut is not None
     return (
-        width > 1
-        and x.size == rows * width > 0
+        x.size == rows * width > 0
         and x.dtype in FLOATS
         and not (is_cut and node.cut.outputs != ("sum",))
     )
@@ -224,7 +233,8 @@ def _kind(operand: Spec, out: Spec) -> str | None:
 def _width(node: Node) -> int:
     """Return the length of the rows that are added up or along which an operand repeats; else 0."""
     if is_sum(node):
-        return node.views.scalars[1]
+        width = node.views.scalars[1]
+        return width if width > 1 else 0
     out = node.call.outputs[0]
     for ref, kind in zip(node.inputs, kinds_of(node), strict=True):
         if kind in (ROW, COLUMN):

@@ -31,7 +31,7 @@ from ..dispatch import (
     shard_bounds,
 )
 from ..ops.elementwise import COPY
-from .fuse import fuse
+from .fuse import FULL, Fused, fuse, is_sum, kinds_of
 from .graph import (
     Buffer,
     Combine,
@@ -334,6 +334,26 @@ class _Shelf:
         self.taken = [stretch for stretch in self.taken if stretch[0] != start]
 
 
+def _overwritable(node: Node | Combine | Fused, output: Buffer) -> list[Buffer]:
+    """Return the inputs in whose place a node may write an output.
+
+    An elementwise loop has read an element when it writes there, and reads no other one later. So
+    it may on a CPU, where no input is read in another order, too.
+    """
+    if isinstance(node, Combine) or output.spec.device != "cpu":
+        return []
+    members = node.members if isinstance(node, Fused) else [node]
+    kinds = node.kinds if isinstance(node, Fused) else kinds_of(node)
+    if kinds is None or any(is_sum(member) and output in member.outputs for member in members):
+        return []
+    others = {
+        ref.buffer for ref, kind in zip(node.inputs, kinds, strict=True)
+        if kind != FULL or ref.spec.size != ref.buffer.spec.size
+    }  # fmt: skip
+    inputs = [ref.buffer for ref in node.inputs if ref.buffer not in others]
+    return [buffer for buffer in inputs if buffer.nbytes == output.nbytes]
+
+
 def _scratch(region: Region) -> int:
     """Lay out a region's local memory; return how many bytes it takes."""
     uses: dict[Buffer, int] = {}
@@ -345,10 +365,18 @@ def _scratch(region: Region) -> int:
             node.workspace = _workspace(node, region)
     shelf = _Shelf()
     region.scratch.clear(), region.workspace.clear(), region.pieces.clear()
+    overwritten: set[Buffer] = set()
     for at, node in enumerate(region.nodes):
         given = []
         for k, buffer in enumerate(node.outputs):
-            if is_local(buffer):
+            dying = [
+                x for x in _overwritable(node, buffer)
+                if x in region.scratch and uses[x] == at and x not in overwritten
+            ]  # fmt: skip
+            if is_local(buffer) and dying:
+                overwritten.add(dying[0])
+                region.scratch[buffer] = region.scratch[dying[0]]
+            elif is_local(buffer):
                 per = units_of(node, k, False) if region.axis else buffer.spec.size
                 nbytes = per * max(region.chunk, 1) * buffer.spec.dtype.itemsize
                 region.scratch[buffer] = shelf.take(nbytes)
@@ -359,7 +387,10 @@ def _scratch(region: Region) -> int:
             wanted = [size_of(shape) * dtype.itemsize for shape, dtype in node.workspace]
             region.workspace[node] = [shelf.take(nbytes) for nbytes in wanted]
             given += region.workspace[node]
-        given += [start for buffer, start in region.scratch.items() if uses[buffer] == at]
+        given += [
+            start for buffer, start in region.scratch.items()
+            if uses[buffer] == at and buffer not in overwritten
+        ]  # fmt: skip
         for start in given:
             shelf.give_back(start)
     region.scratch_bytes = shelf.end
@@ -517,7 +548,7 @@ def make_plan(
         if isinstance(node, Combine):
             shards = node.parts.made_in.shards
             node.parts.spec = node.out.spec._replace(shape=(shards, *node.out.spec.shape))
-    places, arena, unplanned = _whole_values(regions)
+    places, arena = _whole_values(regions)
     return Plan(
         trace.name,
         builder.arguments,
@@ -529,7 +560,7 @@ def make_plan(
         checked,
         places,
         arena,
-        unplanned,
+        _unplanned([node for region in regions for node in region.nodes]),
         kept,
         decisions,
     )
@@ -566,7 +597,7 @@ def make_device_plan(trace: Trace, equations: Sequence[Equation]) -> Plan:
         checked,
         region.scratch,
         region.scratch_bytes,
-        sum(buffer.nbytes for buffer in region.scratch),
+        _unplanned(region.nodes),
         kept,
     )
 
@@ -612,8 +643,28 @@ def _fuse_all(regions: list[Region]) -> None:
         fuse(region, elsewhere | kept)
 
 
-def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int, int]:
-    """Place all values that outlive a region; memory is used again when the last reader is done."""
+def _unplanned(nodes: Sequence[Node | Combine | Fused]) -> int:
+    """Return how many bytes nodes would take if each value and workspace had its own, all of it.
+
+    That is without what the caller gets.
+    """
+    total = 0
+    for node in nodes:
+        if isinstance(node, Combine):
+            continue  # its output is that of the node that makes the parts
+        values = [buffer for buffer in node.outputs if buffer.source == "value"]
+        total += sum(buffer.nbytes for buffer in values if not buffer.is_kept)
+        if isinstance(node, Node):
+            wanted = workspace_of(node.op, node.call)
+            total += sum(size_of(shape) * dtype.itemsize for shape, dtype in wanted)
+    return total
+
+
+def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int]:
+    """Place all values that outlive a region; memory is used again when the last reader is done.
+
+    Return where each starts, and how many bytes all of them take.
+    """
     order = {region: at for at, region in enumerate(regions)}
     last: dict[Buffer, int] = {}
     values: list[Buffer] = []
@@ -626,11 +677,35 @@ def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int, int]:
                     values.append(buffer)
                     last[buffer] = max([at, *(order[use] for use in buffer.used_in)])
     shelf, places = _Shelf(), {}
-    for at, _ in enumerate(regions):
+    overwritten: set[Buffer] = set()
+    for at, region in enumerate(regions):
+        outputs = [(node, output) for node in region.nodes for output in node.outputs]
+        for node, output in outputs:
+            buffer = output.parts if is_partial(node, output) else output
+            if buffer not in last:
+                continue
+            dying = [
+                x for x in _overwritable(node, buffer)
+                if last.get(x) == at and x not in overwritten and _is_read_up_to(node, x, region)
+            ]  # fmt: skip
+            overwritten.update(dying[:1])
+            places[buffer] = places[dying[0]] if dying else shelf.take(buffer.nbytes)
         for buffer in values:
-            if order[buffer.made_in] == at:
-                places[buffer] = shelf.take(buffer.nbytes)
-        for buffer in values:
-            if last[buffer] == at:
+            if last[buffer] == at and buffer not in overwritten:
                 shelf.give_back(places[buffer])
-    return places, shelf.end, sum(buffer.nbytes for buffer in values)
+    return places, shelf.end
+
+
+def _is_read_up_to(last: Node | Fused, buffer: Buffer, region: Region) -> bool:
+    """Return whether nobody in a region reads a buffer after a node, nor other pieces than its."""
+    later = region.nodes[region.nodes.index(last) + 1 :]
+    reads = [
+        (node, k) for node in region.nodes for k, ref in enumerate(node.inputs)
+        if ref.buffer is buffer
+    ]  # fmt: skip
+    return not any(
+        node in later
+        or (region.axis and not units_of(node, k, True))
+        or node.inputs[k].spec.size != buffer.spec.size
+        for node, k in reads
+    )

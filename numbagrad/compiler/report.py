@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,6 +12,8 @@ from .compiled import Executable
 from .compiled_cuda import CUDAExecutable
 from .fuse import Fused
 from .graph import Buffer, Combine, Region, is_local
+
+WIDTH = 150  # of a table's lines
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,16 @@ class StepReport:
     ----------
     lines
         One for each region, in the order in which they run.
-    planned, unplanned
-        Bytes of the values that pass between regions, with memory used again as soon as the last
-        reader is done, and without.
+    planned
+        Bytes of memory for values and for the kernels' workspace: what passes between regions, and
+        on the CPU a chunk's scratch for each thread of the last call. What the caller gets is his.
+    unplanned
+        What they would take if each value and workspace were whole and had memory of its own.
+    between
+        The part of ``planned`` for values that pass between regions, which is used again as soon
+        as the last reader is done; on a GPU, all of it.
+    threads
+        In the last call; on a GPU 1.
     host_seconds
         Of a step on a GPU: how long the host takes to start all launches, which may still run
         then; the median of the last calls.
@@ -79,27 +89,36 @@ class StepReport:
     lines: tuple[Line, ...]
     planned: int
     unplanned: int
+    between: int
+    threads: int = 1
     host_seconds: float | None = None
 
     def __str__(self) -> str:
         if self.host_seconds is not None:
             return self._of_launches()
         total = sum(line.seconds for line in self.lines) or 1.0
-        rows = [("", "time", "share", "GFLOP/s", "GB/s", "of roof", "pieces", "scratch", "what")]
+        rows = [(
+            "", "time", "share", "MFLOP", "KB moved", "GFLOP/s", "GB/s", "of roof", "pieces",
+            "scratch", "what",
+        )]  # fmt: skip
         for line in self.lines:
             pieces = f"{line.shards} x {line.chunk}" if line.chunk else "1"
             rows.append((
                 line.function, f"{line.seconds * 1e6:,.0f} us", f"{line.seconds / total:.0%}",
+                f"{line.flops / 1e6:,.2f}", f"{line.moved / 1024:,.0f}",
                 f"{line.flops / line.seconds / 1e9:.1f}", f"{line.moved / line.seconds / 1e9:.1f}",
                 f"{line.fraction:.0%}", pieces, f"{line.scratch / 1024:,.0f} KB", line.does,
             ))  # fmt: skip
         lines = _table(rows)
         fraction = sum(line.least for line in self.lines) / total
-        lines.append(
-            f"{self.name}: {total * 1e3:,.2f} ms in regions, {fraction:.0%} of the roof; values "
-            f"between them take {self.planned / 1024:,.0f} KB, "
-            f"without planning {self.unplanned / 1024:,.0f} KB"
-        )
+        scratch = max((line.scratch for line in self.lines), default=0)
+        threads = "one thread" if self.threads == 1 else f"each of {self.threads} threads"
+        lines += [
+            f"memory: {self.planned / 1024:,.0f} KB, of which {self.between / 1024:,.0f} KB "
+            f"between regions and {scratch / 1024:,.0f} KB of scratch for {threads}; "
+            f"without planning {self.unplanned / 1024:,.0f} KB",
+            f"{self.name}: {total * 1e3:,.2f} ms in regions, {fraction:.0%} of the roof",
+        ]
         return "\n".join(lines)
 
     def _of_launches(self) -> str:
@@ -113,21 +132,20 @@ class StepReport:
             *_table(rows),
             f"{self.name}: {len(self.lines)} launches, which the host starts in "
             f"{self.host_seconds * 1e3:,.2f} ms; how long the GPU takes is not measured here",
-            f"values between them and their workspace take {self.planned / 1024:,.0f} KB; the "
-            f"values alone, without planning, {self.unplanned / 1024:,.0f} KB",
+            f"memory: {self.planned / 1024:,.0f} KB for values between them and their workspace; "
+            f"without planning {self.unplanned / 1024:,.0f} KB",
         ])  # fmt: skip
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return rows as lines; the first and the last column are left-aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if k in (0, len(row) - 1) else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    """Return rows as lines; the first and the last column are left-aligned, the last one wraps."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = []
+    for first, *numbers, last in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        left = "  ".join([first.ljust(widths[0]), *cells, ""])
+        lines += textwrap.wrap(left + last, WIDTH, subsequent_indent=" " * len(left))
+    return lines
 
 
 def report(executable: Executable) -> StepReport:
@@ -153,7 +171,15 @@ def report(executable: Executable) -> StepReport:
                 _least(region, flops, moved, min(executable.threads, region.shards)),
             )
         )
-    return StepReport(plan.name, tuple(lines), plan.arena_bytes, plan.unplanned_bytes)
+    scratch = executable.threads * max((line.scratch for line in lines), default=0)
+    return StepReport(
+        plan.name,
+        tuple(lines),
+        plan.arena_bytes + scratch,
+        plan.unplanned_bytes,
+        plan.arena_bytes,
+        executable.threads,
+    )
 
 
 def _report_launches(executable: CUDAExecutable) -> StepReport:
@@ -165,7 +191,10 @@ def _report_launches(executable: CUDAExecutable) -> StepReport:
         does = ", ".join(member.name for member in getattr(node, "members", [node]))
         lines.append(Line(f"launch_{number}", does, 1, 0, None, flops, moved, workspace, None))
     seconds = median(executable.seconds) if executable.seconds else 0.0
-    return StepReport(plan.name, tuple(lines), plan.arena_bytes, plan.unplanned_bytes, seconds)
+    arena = plan.arena_bytes
+    return StepReport(
+        plan.name, tuple(lines), arena, plan.unplanned_bytes, arena, host_seconds=seconds
+    )
 
 
 def _work(node) -> tuple[float, float]:

@@ -2,7 +2,9 @@
 
 First, ops that are made of simpler ones are written out as these, so that they can be fused. What
 changes no value goes, too: ``x * 1``, ``-(-x)``. The rules hold for every ``x``, infinite and
-undefined ones and the sign of zero included; so ``x + 0`` stays, which makes 0 of -0.
+undefined ones and the sign of zero included; so ``x + 0`` stays, which makes 0 of -0. Then work is
+moved to where there is less of it: relu behind max pooling, sums before what spreads them out, and
+a bias into the product that it is added to.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
 from .trace import trace as trace_of
 
 FOLDED_BYTES = 2**16  # a folded constant takes no more
+BIASED = {"matmul", "conv2d", "planar", "depthwise", "winograd"}  # their third operand is a bias
 NEUTRAL = {"multiply": 1.0, "divide": 1.0, "subtract": 0.0, "pow": 1.0}  # as second operands
 
 
@@ -29,7 +32,9 @@ def simplify(trace: Trace) -> tuple[list[Equation], list[Array]]:
     Equations that write states all stay.
     """
     folded: list[Array] = []
-    return _needed(trace, _distinct(trace, list(_expanded(trace)), folded)), folded
+    equations = _needed(trace, _distinct(trace, list(_expanded(trace)), folded))
+    equations = _relu_after_pooling(trace, _with_biases(trace, equations))
+    return _needed(trace, _summed_before_unpooling(equations)), folded
 
 
 def _expanded(trace: Trace) -> Iterator[Equation]:
@@ -45,20 +50,21 @@ def _expanded(trace: Trace) -> Iterator[Equation]:
             yield from _written_out(equation, specs, numbers)
 
 
+def _spec_of(operand: Operand, specs: dict[int, Spec]) -> Spec:
+    if isinstance(operand, Variable):
+        return specs[operand.number]
+    return operand.leaf.spec if isinstance(operand, GradientOf) else operand.spec
+
+
 def _written_out(
     equation: Equation, specs: dict[int, Spec], numbers: Iterator[int]
 ) -> Iterator[Equation]:
     """Yield the equations that an op is made of; the values between them take new numbers."""
 
-    def spec_of(operand: Operand) -> Spec:
-        if isinstance(operand, Variable):
-            return specs[operand.number]
-        return operand.leaf.spec if isinstance(operand, GradientOf) else operand.spec
-
     def expand(*inputs: Array) -> Array:
         return equation.op.expand(*inputs, **equation.params)
 
-    inner = trace_of(expand, *(Array(Symbol(0, ""), spec_of(x)) for x in equation.inputs))
+    inner = trace_of(expand, *(Array(Symbol(0, ""), _spec_of(x, specs)) for x in equation.inputs))
     known: dict[int, Operand] = dict(enumerate(equation.inputs))
     for part in inner.equations:
         for number in part.outputs:
@@ -197,24 +203,136 @@ def _key(equation: Equation, versions: dict[int, int]) -> tuple:
     return equation.op, inputs, params
 
 
+def _with_biases(trace: Trace, equations: list[Equation]) -> list[Equation]:
+    """Let products and convolutions start from the bias that else would be added to them."""
+    specs = dict(enumerate(trace.inputs))
+    kept, readers = _returned(trace), _readers(equations)
+    products: dict[int, Equation] = {}  # by their results: those that may move to where one is read
+    result: dict[int, Equation] = {}  # by their first outputs
+    for equation in equations:
+        number, spec = equation.outputs[0], equation.specs[0]
+        specs |= zip(equation.outputs, equation.specs, strict=True)
+        if equation.targets is not None:
+            products.clear()  # they may read the state that is written here
+        elif equation.op.name in BIASED and not _spec_of(equation.inputs[2], specs).size:
+            if len(readers.get(number, ())) == 1 and number not in kept:
+                products[number] = equation
+        elif equation.op.name == "add":
+            row = spec._replace(shape=spec.shape[-1:])
+            for x, bias in (equation.inputs, equation.inputs[::-1]):
+                product = products.get(_number(x))
+                if product and product.specs[0] == spec and _spec_of(bias, specs) == row:
+                    a, b, _, *others = product.inputs
+                    equation = replace(product, inputs=(a, b, bias, *others), outputs=(number,))
+                    del result[x.number]
+                    break
+        result[number] = equation
+    return list(result.values())
+
+
+def _readers(equations: list[Equation]) -> dict[int, list[Equation]]:
+    """Return by a value's number the equations that read it, each once."""
+    readers: dict[int, list[Equation]] = {}
+    for equation in equations:
+        for number in {x.number for x in equation.inputs if isinstance(x, Variable)}:
+            readers.setdefault(number, []).append(equation)
+    return readers
+
+
+def _relu_after_pooling(trace: Trace, equations: list[Equation]) -> list[Equation]:
+    """Apply relu to what max pooling picks, rather than to all that it picks from.
+
+    relu keeps elements in order, so the largest one's relu is the largest relu; the same in the
+    gradient, which relu's slope then multiplies before it is spread out. Only the places within
+    windows without a positive element may be others, so nothing else may read them.
+    """
+    kept, readers = _returned(trace), _readers(equations)
+    made = [number for equation in equations for number in equation.outputs]
+    numbers = count(max([len(trace.inputs), *made]) + 1)
+    changed: dict[int, list[Equation]] = {}  # by an equation's first output: what takes its place
+    for relu in equations:
+        found = _pooling_of(relu, readers, kept) if relu.op.name == "relu" else None
+        if found is None:
+            continue
+        pool, backwards = found
+        out, index = pool.outputs
+        picked = next(numbers)
+        changed[out] = []
+        changed[relu.outputs[0]] = [
+            replace(pool, inputs=relu.inputs, outputs=(picked, index)),
+            replace(relu, inputs=(Variable(picked),), outputs=(out,), specs=pool.specs[:1]),
+        ]
+        for backward, slope in backwards:
+            grad_out, masked = backward.inputs[0], next(numbers)
+            changed[slope.outputs[0]] = []
+            changed[backward.outputs[0]] = [
+                replace(slope, inputs=(Variable(out), grad_out), outputs=(masked,),
+                        specs=pool.specs[:1]),
+                replace(backward, inputs=(Variable(masked), Variable(index)),
+                        outputs=slope.outputs),
+            ]  # fmt: skip
+    return [new for each in equations for new in changed.get(each.outputs[0], [each])]
+
+
+def _pooling_of(
+    relu: Equation, readers: dict[int, list[Equation]], kept: set[int]
+) -> tuple[Equation, list[tuple[Equation, Equation]]] | None:
+    """Return the max pooling that alone reads a relu, and the equations of both their gradients.
+
+    Each gradient is that of the pooling and that of relu, one after the other.
+    """
+    (number,) = relu.outputs
+    others = readers.get(number, ())
+    pools = [equation for equation in others if equation.op.name == "max_pool2d"]
+    if len(pools) != 1:
+        return None
+    _, index = pools[0].outputs
+    backwards: list[tuple[Equation, Equation]] = []
+    for backward in readers.get(index, ()):
+        slopes = readers.get(backward.outputs[0], ())
+        if backward.op.name != "max_pool2d_backward" or len(slopes) != 1:
+            return None
+        (slope,) = slopes
+        if slope.op.name != "relu_backward" or _number(slope.inputs[0]) != number:
+            return None
+        backwards.append((backward, slope))
+    hidden = {number, index, *(backward.outputs[0] for backward, _ in backwards)}
+    is_alone = len(others) == 1 + len(backwards) and not hidden & kept
+    return (pools[0], backwards) if is_alone else None
+
+
+def _summed_before_unpooling(equations: list[Equation]) -> list[Equation]:
+    """Sum the gradients that max pooling spreads over images before it does; each has one place."""
+    unpooled: dict[int, Operand] = {}  # a gradient spread out: as it was
+    result = []
+    for equation in equations:
+        if equation.op.name == "max_pool2d_backward":
+            unpooled[equation.outputs[0]] = equation.inputs[0]
+        elif equation.op.name == "sum":
+            grad = unpooled.get(_number(equation.inputs[0]))
+            whole_images = equation.params["first"] <= 1 and equation.params["stop"] >= 3
+            if isinstance(grad, Variable) and whole_images:
+                equation = replace(equation, inputs=(grad,))
+        result.append(equation)
+    return result
+
+
+def _returned(trace: Trace) -> set[int]:
+    """Return the values that the caller gets, by their numbers."""
+    operands = [value for _, value in trace.gradients]
+    map_leaves(trace.result, operands.append)
+    return {operand.number for operand in operands if isinstance(operand, Variable)}
+
+
 def _needed(trace: Trace, equations: list[Equation]) -> list[Equation]:
     """Drop what no result, gradient or state depends on."""
-    wanted: set[int] = set()
-
-    def want(operand: Operand) -> None:
-        if isinstance(operand, Variable):
-            wanted.add(operand.number)
-
-    map_leaves(trace.result, want)
-    for _, value in trace.gradients:
-        want(value)
+    wanted = _returned(trace)
     kept = []
     for equation in reversed(equations):
         if equation.targets is None and not wanted.intersection(equation.outputs):
             continue
         kept.append(equation)
-        for operand in equation.inputs:
-            want(operand)
+        wanted |= {x.number for x in equation.inputs if isinstance(x, Variable)}
     return kept[::-1]
 
 
