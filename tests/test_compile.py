@@ -1047,6 +1047,20 @@ def test_what_other_pieces_read_whole_is_not_overwritten():
     assert whole["add"] != whole["exp"]
 
 
+@pytest.mark.parametrize("rows", [256, 512, 768])
+def test_a_large_product_whose_rows_are_a_multiple_of_its_columns(rows):
+    @ng.compile
+    def run(x, a, b):
+        return x.sum() + a @ ng.exp(b)
+
+    rng = np.random.default_rng(0)
+    x, a, b = (
+        ng.asarray(rng.normal(size=shape).astype(np.float32) / 16)
+        for shape in [(3,), (rows, 128), (128, 256)]
+    )
+    np.testing.assert_allclose(run(x, a, b).numpy(), run.function(x, a, b).numpy(), atol=1e-5)
+
+
 def test_what_a_state_was_is_not_computed_again_from_what_it_is():
     shift = L.Parameter(np.zeros(3, np.float32))
 

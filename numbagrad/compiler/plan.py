@@ -298,7 +298,8 @@ def _own_cut(node: Node) -> Cut | None:
     for split in node.op.split(node.call) if node.op.split else ():
         if split.size > 1 and not any(isinstance(rows, str) for rows in split.outputs):
             cut = cut_of(node, split.size, lambda buffer: False)
-            if cut and not any(isinstance(rows, str) for rows in cut.outputs):
+            by_itself = cut and cut.per == 1  # and not by another split, of twice the size, say
+            if by_itself and not any(isinstance(rows, str) for rows in cut.outputs):
                 return cut
     return None
 
