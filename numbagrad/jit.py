@@ -318,17 +318,11 @@ class _Compiler(_FunctionCompiler):
         _compiling.depth += 1
         try:
             with _named_by_content(self.py_func, self.content_key()):
-                result = super().compile(args, return_type)
+                return super().compile(args, return_type)
         finally:
             _compiling.depth -= 1
             if not _compiling.depth:
                 timer.cancel()
-        if result.entry_point is None:  # a callee: known by its code
-            result.library.finalize()
-            return result._replace(entry_point=result.library)
-        for environment in result._find_referenced_environments():  # of the callees, too
-            result.codegen.set_env(environment.env_name, environment)
-        return result
 
 
 @contextlib.contextmanager
@@ -406,23 +400,20 @@ class Kernel(CPUDispatcher):
         return self._cache.key
 
     @functools.cached_property
-    def callee(self) -> _Callee:
-        """What kernels that call this one take in."""
+    def _callee(self) -> CPUDispatcher:
+        """Itself as others call it; a user's is as Numba has it, for it may print or recurse."""
+        if not is_settled(self.py_func, OURS):
+            return super()
         return _Callee(self.py_func, self.locals, self.targetoptions)
 
-    @property
-    def is_compiling(self) -> bool:
-        return bool(self._compiling_counter or self.callee._compiling_counter)
-
     def get_call_template(self, args, kws):
-        return self.callee.get_call_template(args, kws)
+        """Compile once for all numbers of a type: Numba would, for a literal, once more."""
+        args = tuple(map(types.unliteral, args))
+        kws = {name: types.unliteral(kind) for name, kind in kws.items()}
+        return self._callee.get_call_template(args, kws)
 
     def get_overload(self, signature):
-        return self.callee.get_overload(signature)
-
-    def recompile(self):
-        self.__dict__.pop("callee", None)
-        super().recompile()
+        return self._callee.get_overload(signature)
 
 
 class _Callee(CPUDispatcher):
@@ -433,21 +424,26 @@ class _Callee(CPUDispatcher):
     """
 
     def __init__(self, py_func: Callable, locals: dict, targetoptions: dict):
-        super().__init__(py_func, locals, targetoptions | {"no_cpython_wrapper": True})
-        options = self.targetoptions
-        self._compiler = _Compiler(py_func, self.targetdescr, options, locals, _CalleePipeline)
+        options = targetoptions | {"no_cpython_wrapper": True}
+        super().__init__(py_func, locals, options)
+        pipeline = _CalleePipeline
+        self._compiler = _CalleeCompiler(py_func, self.targetdescr, options, locals, pipeline)
         self._cache = _CalleeCache(py_func, options)
         self._compiler.content_key = lambda: self._cache.key
 
     def add_overload(self, result: CompileResult) -> None:
-        self.targetctx.insert_user_function(result.entry_point, result.fndesc, [result.library])
         self.overloads[result.signature.args] = result
 
-    def get_call_template(self, args, kws):
-        """Compile once for all numbers of a type: Numba would, for a literal, once more."""
-        args = tuple(map(types.unliteral, args))
-        kws = {name: types.unliteral(kind) for name, kind in kws.items()}
-        return super().get_call_template(args, kws)
+
+class _CalleeCompiler(_Compiler):
+    """The compiler of a callee, which compiled code knows by its library."""
+
+    def compile(self, args, return_type):
+        result = super().compile(args, return_type)
+        library = result.library
+        library.finalize()
+        result.target_context.insert_user_function(library, result.fndesc, [library])
+        return result._replace(entry_point=library)
 
 
 class _CalleePipeline(_Pipeline):
@@ -479,28 +475,27 @@ class _CalleeCache(ContentCache):
     def pack(result: CompileResult) -> tuple:
         result.fndesc.typemap = result.fndesc.calltypes = None
         library = result.library.name, result.library._final_module.as_bitcode()
-        fields = {name: getattr(result, name) for name in _CALLEE_FIELDS}
-        return library, fields | {"referenced_envs": result._find_referenced_environments()}
+        reloads = list(result.library._reload_init)
+        return library, reloads, result.fndesc, result.signature
 
     @staticmethod
-    def unpack(target_context, library: tuple[str, bytes], fields: dict) -> CompileResult:
-        for reload in fields["reload_init"]:
+    def unpack(target_context, library, reloads, fndesc, signature) -> CompileResult:
+        for reload in reloads:
             reload()
         name, bitcode = library
         library = _CalleeLibrary(target_context.codegen(), name)
         library._final_module = llvm.parse_bitcode(bitcode)
         library._finalize_final_module()
+        library._reload_init.update(reloads)
         return compile_result(
             target_context=target_context,
             typing_context=target_context.typing_context,
             library=library,
             entry_point=library,
+            fndesc=fndesc,
+            signature=signature,
             objectmode=False,
-            **fields,
         )
-
-
-_CALLEE_FIELDS = "fndesc", "signature", "reload_init", "environment"
 
 
 def njit(function: Callable | None = None, *, parallel: bool = False) -> Callable:
