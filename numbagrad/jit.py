@@ -420,7 +420,7 @@ class _Callee(CPUDispatcher):
     """A kernel as others call it: not yet optimised, for each takes in a copy and optimises that.
 
     Numba would make machine code of every function that a kernel calls, which nobody runs, and
-    optimise the copy once more: a third of the time that kernels take to compile.
+    optimise the copy once more: a quarter of the time that kernels take to compile.
     """
 
     def __init__(self, py_func: Callable, locals: dict, targetoptions: dict):
