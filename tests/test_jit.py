@@ -264,6 +264,22 @@ def test_recompile_forgets_the_key(cache):
     assert scope["kernel"](X) == 6
 
 
+def test_what_a_kernel_takes_in_can_also_be_called(cache):
+    """It is kept twice: as LLVM code for its callers, which is never run, and as machine code."""
+    from numbagrad import kernels_cpu
+
+    for _ in range(2):  # compiled, then loaded
+        helper = jit.njit(kernels_cpu._even.py_func)
+        expected = helper.py_func(10, 4, 2)
+        assert jit.njit(make_caller(helper))(10) == expected
+        assert helper(10, 4, 2) == expected
+        assert len(list(cache.glob("_even-*.nbc"))) == 2
+
+
+def make_caller(helper):
+    return lambda total: helper(total, 4, 2)
+
+
 # --------------------------------------------------------------- on the disk
 
 
