@@ -238,9 +238,7 @@ class CPU:
         """Return the buffer as a NumPy array, without a copy where that is possible."""
         return data
 
-    @staticmethod
-    def reshape(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return data.reshape(shape)
+    reshape = staticmethod(np.ndarray.reshape)  # of data, to a shape
 
     @staticmethod
     def rows(data: np.ndarray, start: int, stop: int) -> np.ndarray:

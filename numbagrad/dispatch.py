@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import marshal
 import operator
 import threading
 from collections.abc import Callable, Sequence
@@ -152,7 +153,8 @@ class Op:
         ``expand(*inputs, **params)`` returns the output, written with other ops. Compiled steps on
         the CPU run these in place of the kernel, fused with what comes before and after.
     view
-        For an op without kernel: ``view(backend, buffer, call)`` returns the shared buffer.
+        For an op without kernel: ``view(backend, call)`` returns a function of the input's buffer
+        that gives the shared one.
     """
 
     name: str
@@ -167,7 +169,7 @@ class Op:
     check: Callable | None = None
     formula: str | None = None
     expand: Callable | None = None
-    view: Callable | None = None
+    view: Callable[[Any, Call], Callable] | None = None
     _plans: dict = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -247,11 +249,12 @@ def interpreter(run: Callable):
         state.interpreters.pop()
 
 
-def apply(op: Op, *inputs: Array, **params: Any) -> Array | tuple[Array, ...]:
+def apply(op: Op, /, *inputs: Array, **params: Any) -> Array | tuple[Array, ...]:
     """Run an op and return its output, or the tuple of its outputs."""
     try:
-        outputs = state.interpreters[-1](op, inputs, params, None)
-        if state.recording and op.vjp is not None:
+        here = state.__dict__  # this thread's; one look-up, which takes long, for two
+        outputs = here["interpreters"][-1](op, inputs, params, None)
+        if here["recording"] and op.vjp is not None:
             for array in inputs:
                 if array.requires_grad:
                     _recorder(op, inputs, outputs, params)
@@ -262,7 +265,7 @@ def apply(op: Op, *inputs: Array, **params: Any) -> Array | tuple[Array, ...]:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def apply_into(targets: tuple[State, ...], op: Op, *inputs: Array, **params: Any) -> None:
+def apply_into(targets: tuple[State, ...], op: Op, /, *inputs: Array, **params: Any) -> None:
     """Run an op and write its outputs into states, in place.
 
     This is the only way in which a state changes. The targets may be inputs too, if the op's
@@ -288,10 +291,13 @@ def _require_arrays(op: Op, inputs: tuple) -> None:
             name = names[min(k, len(names) - 1)]
             if name.startswith("*"):
                 name = f"{name[1:]}[{k - len(names) + 1}]"
-            kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
-            raise TypeError(
-                f"{op.name}: {name} is a {kind}; ops take Arrays: pass ng.asarray({name})"
-            ) from None
+            raise not_an_array(op.name, name, x) from None
+
+
+def not_an_array(op: str, name: str, x: Any) -> TypeError:
+    """Return the error for an argument of another type."""
+    kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    return TypeError(f"{op}: {name} is a {kind}; ops take Arrays: pass ng.asarray({name})")
 
 
 # ------------------------------------------------------------------- plans
@@ -320,37 +326,42 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     """Return the plan of a call, from the op's memory or made now."""
     key = specs = tuple(map(spec_of, inputs))
     if params:
-        values = tuple(params.values())
-        kinds = tuple(map(type, values))
-        key = specs, kinds, values if kinds in _simple else tuple(map(_exactly, values))
-    try:
+        try:
+            # As bytes: 1 is not True there, 0.0 not -0.0, and NaN is NaN. The format's version is
+            # the last one that does not depend on who else holds the values.
+            key = specs, marshal.dumps(params, 2)
+        except ValueError:
+            key = None  # it does not know all of them
+    plan = op._plans.get(key)
+    return _other_plan(op, specs, params, key) if plan is None else plan
+
+
+def _other_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any], key: tuple | None) -> Plan:
+    """Return a plan that is not found by its parameters as bytes, or is yet to be made."""
+    _require_hashable(op, params)
+    if not all(map(_is_known_to_marshal, params.values())):
+        key = specs, tuple(map(_exactly, params.items()))
         plan = op._plans.get(key)
-    except TypeError:
-        _require_hashable(op, params)
-        raise
-    if plan is None:
-        if len(op._plans) >= MAX_PLANS:
-            op._plans.clear()
-        plan = op._plans[key] = make_plan(op, specs, params)
-        if params and _SIMPLE.issuperset(kinds):
-            _simple.add(kinds)
+        if plan is not None:
+            return plan
+    if len(op._plans) >= MAX_PLANS:
+        op._plans.clear()
+    plan = op._plans[key] = make_plan(op, specs, params)
     return plan
 
 
-_SIMPLE = {bool, int, str, type(None)}  # types of which equal values are the same
-_INTS = {int}
-_simple: set[tuple[type, ...]] = set()  # seen: kinds of parameters, all of them simple
+def _is_known_to_marshal(value: Any) -> bool:
+    """Return whether ``marshal`` writes a value's type too; a NumPy number is mere bytes to it."""
+    if type(value) is tuple:
+        return all(map(_is_known_to_marshal, value))
+    return type(value) in (bool, int, float, str, type(None))
 
 
 def _exactly(value: Any) -> Any:
-    """Return a parameter as part of a key: 1 is not True there, 0.0 not -0.0, and NaN is NaN."""
-    if type(value) is float and value and value == value:
-        return value  # the usual case: repr takes as long as a small kernel
+    """Return any other parameter as part of a key."""
     if type(value) is tuple:
-        if _INTS.issuperset(map(type, value)):
-            return value  # a shape
-        return tuple(map(type, value)), tuple(map(_exactly, value))
-    return repr(value) if isinstance(value, (float, np.floating)) else value
+        return tuple(map(_exactly, value))
+    return type(value), repr(value) if isinstance(value, (float, np.floating)) else value
 
 
 def _require_hashable(op: Op, params: dict[str, Any]) -> None:
@@ -395,7 +406,7 @@ def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
     """Decide how to run a call: outputs, views, workspace, shards."""
     call = make_call(op, specs, params)
     if op.kernel is None:
-        return Plan(call, partial(_run_view, op, call))
+        return Plan(call, _run_of_view(op, call))
     views = make_views(op, call)
     kernel = find_kernel(op, call.device)
     wanted = op.workspace(call) if op.workspace else ()
@@ -436,12 +447,19 @@ def run_eagerly(
     return plan.run(inputs, targets)
 
 
-def _run_view(op: Op, call: Call, inputs: tuple[Array], targets: None) -> tuple[Array]:
-    """Run an op that has no kernel and looks at its input's buffer in another way."""
-    (x,) = inputs
+def _run_of_view(op: Op, call: Call) -> Callable:
+    """Return what runs an op that has no kernel and looks at its input's buffer in another way."""
     backend = devices.backend(call.device)
-    data = backend.copy(x._data) if isinstance(x, State) else x._data  # a state would change
-    return (Array(op.view(backend, data, call), call.outputs[0]),)
+    view, spec = op.view(backend, call), call.outputs[0]
+
+    def run(inputs: tuple[Array], targets: None) -> tuple[Array]:
+        (x,) = inputs
+        data = view(x._data)
+        if isinstance(x, State):
+            data = backend.copy(data)  # the state will change
+        return (Array(data, spec),)
+
+    return run
 
 
 def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..array import DTYPES, FLOATS, Array, Spec, asarray
-from ..dispatch import Call, Op, Split, Views, apply, register
+from ..dispatch import Call, Op, Split, Views, apply, not_an_array, register
 from ..errors import DTypeError, ShapeError, nearest
 
 # ------------------------------------------------------------- arguments
@@ -19,10 +19,7 @@ def require_arrays(op: str, **named: Any) -> None:
     """Raise unless all arguments, given by their names, are Arrays."""
     for name, x in named.items():
         if not isinstance(x, Array):
-            raise TypeError(
-                f"{op}: {name} is of type {type(x).__name__}; ops take Arrays: pass "
-                f"ng.asarray({name})"
-            )
+            raise not_an_array(op, name, x)
 
 
 def as_ints(op: str, name: str, value: Any) -> tuple[int, ...]:
