@@ -28,7 +28,7 @@ import numpy as np
 from numba import get_thread_id, prange
 
 from . import device as devices
-from .array import FLOATS, Array, Spec, State, require_same_device, size_of
+from .array import FLOATS, Array, Spec, State, require_same_device, size_of, the_spec
 from .errors import NO_ERROR
 from .jit import RETURNS, address_of, entry_address, entry_point, njit, start, words_of
 
@@ -381,9 +381,9 @@ def make_call(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Call:
     inferred = op.infer(*specs, **params)
     if len(op.outputs) == 1:
         inferred = (inferred,)
-    outputs = tuple(Spec(tuple(shape), np.dtype(dtype), device) for shape, dtype in inferred)
+    outputs = tuple(the_spec(tuple(shape), np.dtype(dtype), device) for shape, dtype in inferred)
     if op.check is not None:
-        outputs += (Spec((1,), np.dtype(np.int64), device),)
+        outputs += (the_spec((1,), np.dtype(np.int64), device),)
     return Call(specs, outputs, params)
 
 
@@ -463,7 +463,7 @@ def _run_of_view(op: Op, call: Call) -> Callable:
 
 
 def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
-    """Emit the function that runs a plan. For a sum of two small arrays it is
+    """Emit the function that runs a plan. For a sum of two small matrices it is
 
         def run(inputs, targets):
             x0, x1, = inputs
@@ -471,7 +471,7 @@ def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
                 out0 = Array(new_out0(), spec_out0)
             else:
                 out0, = targets
-            returned = kernel(reshape(x0._data, shape_x0), ..., param0, reshape(out0._data, ...))
+            returned = kernel(flat(x0._data), flat(x1._data), param0, flat(out0._data))
             if returned is not None:
                 refuse(returned)
             return out0,
@@ -479,7 +479,8 @@ def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
     Loops over inputs and outputs would do the same, but take longer than a small kernel.
     """
     backend = devices.backend(call.device)
-    known = {"Array": Array, "reshape": backend.reshape}  # what the names in the text stand for
+    known = {"Array": Array}  # what the names in the text stand for
+    known |= {"flat": backend.flat, "reshape": backend.reshape}
     known["refuse"] = partial(_refuse_returned, kernel)
     known["check"] = partial(check_flag, op, call)
     if shards:
@@ -498,18 +499,22 @@ def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
     def seen_by_kernel(array: str, spec: Spec, shape: tuple[int, ...]) -> str:
         if spec.shape == tuple(shape):
             return f"{array}._data"
+        if len(shape) == 1:
+            return f"flat({array}._data)"
         return f"reshape({array}._data, {name(f'shape_{array}', shape)})"
 
     inputs = [f"x{k}" for k in range(len(call.inputs))]
     outputs = [f"out{k}" for k in range(len(op.outputs))]
     written = [*outputs, "flag"] if op.check else outputs
+    scratch = [] if shards else [f"scratch{k}" for k in range(len(workspace))]
+    if scratch:
+        known["workspace"] = backend.workspace(workspace)
     arguments = [*map(seen_by_kernel, inputs, call.inputs, views.inputs)]
     if not shards:
         arguments += [name(f"param{k}", value) for k, value in enumerate(views.scalars)]
     arguments += map(seen_by_kernel, written, call.outputs, views.outputs)
     if not shards:
-        if workspace:
-            arguments.append("*" + name("workspace", backend.workspace(workspace)) + "()")
+        arguments += scratch
         arguments += [name(f"launch{k}", x) for k, x in enumerate(backend.launch_arguments)]
     made = [new(array, spec) for array, spec in zip(written, call.outputs, strict=True)]
     text = f"""
@@ -520,6 +525,7 @@ def run(inputs, targets):
     else:
         {", ".join(outputs)}, = targets
     {f"flag = {made[-1]}" if op.check else ""}
+    {f"{', '.join(scratch)}, = workspace()" if scratch else ""}
     returned = kernel({", ".join(arguments)})
     if returned is not None:
         refuse(returned)

@@ -73,16 +73,15 @@ def promote(op: str, *operands: Any) -> tuple[Array, ...]:
     Numbers, NumPy's scalars too, take the dtype and device of the arrays beside them; a float
     beside integers makes both float32.
     """
-    for x in operands:
-        if not isinstance(x, Array) or x.spec.dtype is not operands[0].spec.dtype:
-            break
-    else:
-        return operands  # the usual case, and the quick one
-    if len(operands) == 2:  # the next: a number beside floats
+    if len(operands) == 2:  # the usual cases, and the quick ones: alike, or a number beside floats
         x, y = operands
-        if type(y) in (int, float) and isinstance(x, Array) and x.spec.dtype.kind == "f":
-            return x, _constant(y, x.spec.dtype, x.spec.device)
-        if type(x) in (int, float) and isinstance(y, Array) and y.spec.dtype.kind == "f":
+        if isinstance(x, Array):
+            if isinstance(y, Array):
+                if x.spec.dtype is y.spec.dtype:
+                    return operands
+            elif type(y) in (int, float) and x.spec.dtype.kind == "f":
+                return x, _constant(y, x.spec.dtype, x.spec.device)
+        elif type(x) in (int, float) and isinstance(y, Array) and y.spec.dtype.kind == "f":
             return _constant(x, y.spec.dtype, y.spec.device), y
     arrays = [x for x in operands if isinstance(x, Array)]
     if not arrays:
@@ -293,8 +292,6 @@ def _binary(name: str, vjp: Any, result: Any = None, kinds: str = "fiu") -> Op:
 
 def _unbroadcast(grad: Array, spec: Spec) -> Array:
     """Sum a gradient over the axes along which its operand was repeated."""
-    if grad.spec.shape == spec.shape:
-        return grad
     extra = grad.ndim - len(spec.shape)
     repeated = tuple(
         axis
@@ -308,7 +305,10 @@ def _each(needs: tuple[bool, ...], specs: tuple[Spec, ...], *gradients: Any) -> 
     """Compute the gradients that are asked for, each summed to its operand's shape."""
     found = []  # a loop, as a comprehension takes longer
     for needed, spec, gradient in zip(needs, specs, gradients):
-        found.append(_unbroadcast(gradient(), spec) if needed else None)
+        grad = gradient() if needed else None
+        if grad is not None and grad.spec.shape != spec.shape:
+            grad = _unbroadcast(grad, spec)
+        found.append(grad)
     return tuple(found)
 
 
@@ -370,17 +370,20 @@ def add(x: Any, y: Any) -> Array:
     >>> add(asarray([1.0, 2.0]), 1)
     Array([2., 3.], dtype=float32)
     """
-    return apply(_ADD, *promote("add", x, y))
+    x, y = promote("add", x, y)
+    return apply(_ADD, x, y)
 
 
 def subtract(x: Any, y: Any) -> Array:
     """Return ``x - y``, broadcast."""
-    return apply(_SUBTRACT, *promote("subtract", x, y))
+    x, y = promote("subtract", x, y)
+    return apply(_SUBTRACT, x, y)
 
 
 def multiply(x: Any, y: Any) -> Array:
     """Return ``x * y``, broadcast."""
-    return apply(_MULTIPLY, *promote("multiply", x, y))
+    x, y = promote("multiply", x, y)
+    return apply(_MULTIPLY, x, y)
 
 
 def divide(x: Any, y: Any) -> Array:
@@ -427,12 +430,14 @@ def maximum(x: Any, y: Any) -> Array:
 
     The gradient goes to the larger one, and half to each at a tie.
     """
-    return apply(_MAXIMUM, *promote("maximum", x, y))
+    x, y = promote("maximum", x, y)
+    return apply(_MAXIMUM, x, y)
 
 
 def minimum(x: Any, y: Any) -> Array:
     """Return the smaller of each pair, broadcast; NaN if either is."""
-    return apply(_MINIMUM, *promote("minimum", x, y))
+    x, y = promote("minimum", x, y)
+    return apply(_MINIMUM, x, y)
 
 
 # --------------------------------------------------------------- comparison

@@ -188,7 +188,7 @@ def _matmul(
     a: Array, b: Array, transpose_a: bool, transpose_b: bool, bias: Array | None = None
 ) -> Array:
     """Multiply matrices; a batch on one side only, or the same batch on both."""
-    if a.ndim > 2 and b.ndim == 2 and not transpose_a:
+    if len(a.spec.shape) > 2 and len(b.spec.shape) == 2 and not transpose_a:
         # One tall product instead of many small ones.
         tall = reshape(a, (size_of(a.shape[:-1]), a.shape[-1]))
         out = _matmul(tall, b, False, transpose_b, bias)
