@@ -24,8 +24,10 @@ def require_arrays(op: str, **named: Any) -> None:
 
 def as_ints(op: str, name: str, value: Any) -> tuple[int, ...]:
     """Return an int, or a sequence of ints, as a tuple; whatever else is refused."""
+    if type(value) is int:  # the usual cases, and the quick ones
+        return (value,)
     if type(value) is tuple and set(map(type, value)) == {int}:
-        return value  # the usual case, and the quick one
+        return value
     try:
         many = (value,) if isinstance(value, (int, np.integer)) else tuple(value)
     except TypeError:
@@ -51,6 +53,7 @@ def result_type(op: str, *dtypes: np.dtype) -> np.dtype:
     return result
 
 
+@lru_cache(maxsize=4096)
 def require_float(op: str, *specs: Spec) -> None:
     """Raise unless all operands have one float dtype."""
     for spec in specs:
