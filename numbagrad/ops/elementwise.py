@@ -597,6 +597,9 @@ COPY = register(
 )
 
 
+_NAMES = {dtype: str(dtype) for dtype in DTYPES}
+
+
 def astype(x: Array, dtype: Any) -> Array:
     """Return ``x`` in another dtype; floats become integers by dropping their fraction.
 
@@ -607,13 +610,13 @@ def astype(x: Array, dtype: Any) -> Array:
         raise TypeError("astype: dtype must be named, got None")
     try:
         wanted = np.dtype(dtype)
-        is_known = wanted in DTYPES
+        name = _NAMES.get(wanted)
     except TypeError:
-        is_known = False
-    if not is_known:
+        name = None
+    if name is None:
         hint = nearest(str(dtype), map(str, DTYPES))
         raise DTypeError(f"astype: dtype {dtype} is not supported; {hint}")
-    return x.reshape(x.shape) if x.dtype == wanted else apply(_CAST, x, dtype=wanted)
+    return x.reshape(x.shape) if x.dtype == wanted else apply(_CAST, x, dtype=name)
 
 
 def copy(x: Array) -> Array:

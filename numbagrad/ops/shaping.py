@@ -185,10 +185,12 @@ def permute_dims(x: Array, axes: tuple[int, ...]) -> Array:
     """
     require_arrays("permute_dims", x=x)
     given = as_ints("permute_dims", "axes", axes)
-    normal = tuple(axis % x.ndim if -x.ndim <= axis < x.ndim else axis for axis in given)
-    if sorted(normal) != list(range(x.ndim)):
+    normal, each = given, list(range(x.ndim))
+    if sorted(normal) != each:
+        normal = tuple(axis % x.ndim if -x.ndim <= axis < x.ndim else axis for axis in given)
+    if sorted(normal) != each:
         raise ShapeError(f"permute_dims: axes {given} must name each of {x.ndim} axes once")
-    if normal == tuple(range(x.ndim)):
+    if list(normal) == each:
         return reshape(x, x.shape)
     return apply(_PERMUTE_DIMS, x, axes=normal)
 
