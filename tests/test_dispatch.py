@@ -45,8 +45,10 @@ def test_plan_is_made_once():
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [(1, True), (1, 1.0), (0.0, -0.0), ((1, 2), (1, 2.0)), (np.float32(1), 1.0)]
-)
+    ("one", "other"),
+    [(1, True), (1, 1.0), (0.0, -0.0), ((1, 2), (1, 2.0)), (np.float32(1), 1.0),
+     (np.float32(1), np.int32(0x3F800000)), ((np.float64(0), "a"), (np.float64(-0.0), "a"))],
+)  # fmt: skip
 def test_parameters_of_other_types_are_others(one, other):
     assert given_back(one) == repr(one)
     assert given_back(other) == repr(other)
