@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,12 @@ class Spec(NamedTuple):
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
+
+
+@lru_cache(maxsize=4096)
+def the_spec(shape: tuple[int, ...], dtype: np.dtype, device: str) -> Spec:
+    """Return one object for all specs that are equal: it is compared often, and so by identity."""
+    return Spec(shape, dtype, device)
 
 
 def size_of(shape: tuple[int, ...]) -> int:
@@ -303,7 +310,7 @@ def from_host(value: np.ndarray, device: str) -> Array:
         names = ", ".join(str(known) for known in DTYPES)
         raise DTypeError(f"dtype {value.dtype} is not supported; convert to one of: {names}")
     data = devices.backend(device).from_host(value.astype(dtype, copy=False))
-    return Array(data, Spec(value.shape, dtype, device))
+    return Array(data, the_spec(value.shape, dtype, device))
 
 
 def require_same_device(op: str, arrays: tuple[Array | Spec, ...]) -> str:

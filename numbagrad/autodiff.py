@@ -26,7 +26,7 @@ from .array import FLOATS, Array, Spec, asarray
 from .dispatch import Op, spec_of, state
 from .errors import DTypeError, GraphError, ShapeError
 
-_order = itertools.count()
+_order = itertools.count(0, -1)  # downwards: the node that was made last comes first
 
 
 class Node:
@@ -52,14 +52,14 @@ class Node:
             parents.append((x._node or x) if x.requires_grad else None)
         self.parents = parents
         self.specs = tuple(map(spec_of, inputs))
-        saved = {}
-        for name, position in op.vjp_inputs:
+        saved = []
+        for _, position in op.vjp_inputs:
             x = inputs[position]
-            saved[name] = x, x._data, x._node, x.requires_grad, x.version
-        for name, position in op.vjp_outputs:
+            saved.append((x, x._data, x._node, x.requires_grad, x.version))
+        for _, position in op.vjp_outputs:
             # Not the object: an output that the node holds and that holds the node would be a
             # cycle, and its memory would wait for the garbage collector.
-            saved[name] = outputs[position]._data, outputs[position].spec
+            saved.append((outputs[position]._data, outputs[position].spec))
         self.saved = saved
 
     def gradients(self, grad_out: Array) -> tuple[Array | None, ...]:
@@ -71,10 +71,19 @@ class Node:
                 "result again, or call the first backward(retain_graph=True)"
             )
         arguments = {}
+        saved = iter(self.saved)
         for name, _ in op.vjp_inputs:
-            arguments[name] = _restore(op, *self.saved[name])
+            x, data, node, requires_grad, version = next(saved)
+            if (
+                x._data is not data
+                or x._node is not node
+                or x.requires_grad is not requires_grad
+                or x.version != version
+            ):
+                x = _restore(op, x, data, node, requires_grad, version)
+            arguments[name] = x  # if it is a leaf, it gets the gradient's gradient
         for name, position in op.vjp_outputs:
-            arguments[name] = out = Array(*self.saved[name])
+            arguments[name] = out = Array(*next(saved))
             if position == 0:  # the one that is differentiated: it gets its node back
                 out._node, out.requires_grad = self, True
         for name in op.vjp_others:
@@ -95,14 +104,12 @@ class Node:
 
 
 def _restore(op: Op, x: Array, data, node: Node | None, requires_grad: bool, version: int) -> Array:
-    """Return an input as it was when the op ran: the very object, unless it has changed since."""
+    """Return an input, which has changed since, as it was when the op ran."""
     if x.version != version:
         raise GraphError(
             f"{op.name}: a Parameter or Buffer of shape {x.shape} that this gradient needs was "
             "changed after the op ran; call backward() before the optimiser's step()"
         )
-    if x._data is data and x._node is node and x.requires_grad is requires_grad:
-        return x  # if it is a leaf, it gets the gradient's gradient
     before = Array(data, x.spec)
     before._node, before.requires_grad = node, requires_grad
     return before
@@ -219,29 +226,26 @@ def _walk(
         )
     grad = _initial_gradient(x, grad)
     found: dict[int, tuple[Any, Array]] = {}
-    pending: dict[int, Array] = {}
-    heap: list[tuple[int, Node]] = []
+    pending: dict[int, tuple[Node, Array]] = {}  # by the node's order
+    heap: list[int] = []  # the orders
 
     def give(parent, gradient: Array) -> None:
-        key = id(parent)
-        if stop_at is not None and key in stop_at:
-            before = found.get(key)
-            found[key] = parent, gradient if before is None else before[1] + gradient
-        elif isinstance(parent, Node):
-            if key in pending:
-                pending[key] = pending[key] + gradient
+        if type(parent) is Node and (stop_at is None or id(parent) not in stop_at):
+            order = parent.order
+            if order in pending:
+                pending[order] = parent, pending[order][1] + gradient
             else:
-                pending[key] = gradient
-                heapq.heappush(heap, (-parent.order, parent))
-        elif stop_at is None:
-            before = found.get(key)
-            found[key] = parent, gradient if before is None else before[1] + gradient
+                pending[order] = parent, gradient
+                heapq.heappush(heap, order)
+        elif stop_at is None or id(parent) in stop_at:
+            before = found.get(id(parent))
+            found[id(parent)] = parent, gradient if before is None else before[1] + gradient
 
     with _Recording(create_graph):
         give(x if x._node is None else x._node, grad)
         while heap:
-            node = heapq.heappop(heap)[1]
-            gradients = node.gradients(pending.pop(id(node)))
+            node, gradient = pending.pop(heapq.heappop(heap))
+            gradients = node.gradients(gradient)
             if not retain_graph:
                 node.saved = None
             for parent, spec, gradient in zip(node.parents, node.specs, gradients):
@@ -261,6 +265,11 @@ def _walk(
     return list(found.values())
 
 
+@functools.lru_cache
+def _ones(spec: Spec) -> Array:
+    return asarray(np.ones(spec.shape, spec.dtype), device=spec.device)
+
+
 def _initial_gradient(x: Array, grad: Array | None) -> Array:
     if grad is None:
         if x.size != 1:
@@ -268,7 +277,7 @@ def _initial_gradient(x: Array, grad: Array | None) -> Array:
                 f"backward(): the result has shape {x.shape}, not one element; reduce it first "
                 "(x.sum(), x.mean()) or pass the gradient to start from"
             )
-        return asarray(np.ones(x.shape, x.dtype), device=x.device)
+        return _own(_ones(x.spec))
     if not isinstance(grad, Array):
         raise TypeError(
             f"backward(): grad is a {type(grad).__name__}; pass an Array of shape {x.shape}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import marshal
 import operator
 import threading
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ import numpy as np
 from numba import get_thread_id, prange
 
 from . import device as devices
-from .array import FLOATS, Array, Spec, State, require_same_device, size_of
+from .array import FLOATS, Array, Spec, State, require_same_device, size_of, the_spec
 from .errors import NO_ERROR
 from .jit import RETURNS, address_of, entry_address, entry_point, njit, start, words_of
 
@@ -152,7 +153,8 @@ class Op:
         ``expand(*inputs, **params)`` returns the output, written with other ops. Compiled steps on
         the CPU run these in place of the kernel, fused with what comes before and after.
     view
-        For an op without kernel: ``view(backend, buffer, call)`` returns the shared buffer.
+        For an op without kernel: ``view(backend, call)`` returns a function of the input's buffer
+        that gives the shared one.
     """
 
     name: str
@@ -167,7 +169,7 @@ class Op:
     check: Callable | None = None
     formula: str | None = None
     expand: Callable | None = None
-    view: Callable | None = None
+    view: Callable[[Any, Call], Callable] | None = None
     _plans: dict = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -247,11 +249,12 @@ def interpreter(run: Callable):
         state.interpreters.pop()
 
 
-def apply(op: Op, *inputs: Array, **params: Any) -> Array | tuple[Array, ...]:
+def apply(op: Op, /, *inputs: Array, **params: Any) -> Array | tuple[Array, ...]:
     """Run an op and return its output, or the tuple of its outputs."""
     try:
-        outputs = state.interpreters[-1](op, inputs, params, None)
-        if state.recording and op.vjp is not None:
+        here = state.__dict__  # this thread's; one look-up, which takes long, for two
+        outputs = here["interpreters"][-1](op, inputs, params, None)
+        if here["recording"] and op.vjp is not None:
             for array in inputs:
                 if array.requires_grad:
                     _recorder(op, inputs, outputs, params)
@@ -262,7 +265,7 @@ def apply(op: Op, *inputs: Array, **params: Any) -> Array | tuple[Array, ...]:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-def apply_into(targets: tuple[State, ...], op: Op, *inputs: Array, **params: Any) -> None:
+def apply_into(targets: tuple[State, ...], op: Op, /, *inputs: Array, **params: Any) -> None:
     """Run an op and write its outputs into states, in place.
 
     This is the only way in which a state changes. The targets may be inputs too, if the op's
@@ -288,10 +291,13 @@ def _require_arrays(op: Op, inputs: tuple) -> None:
             name = names[min(k, len(names) - 1)]
             if name.startswith("*"):
                 name = f"{name[1:]}[{k - len(names) + 1}]"
-            kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
-            raise TypeError(
-                f"{op.name}: {name} is a {kind}; ops take Arrays: pass ng.asarray({name})"
-            ) from None
+            raise not_an_array(op.name, name, x) from None
+
+
+def not_an_array(op: str, name: str, x: Any) -> TypeError:
+    """Return the error for an argument of another type."""
+    kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    return TypeError(f"{op}: {name} is a {kind}; ops take Arrays: pass ng.asarray({name})")
 
 
 # ------------------------------------------------------------------- plans
@@ -320,37 +326,42 @@ def plan_for(op: Op, inputs: tuple[Array, ...], params: dict[str, Any]) -> Plan:
     """Return the plan of a call, from the op's memory or made now."""
     key = specs = tuple(map(spec_of, inputs))
     if params:
-        values = tuple(params.values())
-        kinds = tuple(map(type, values))
-        key = specs, kinds, values if kinds in _simple else tuple(map(_exactly, values))
-    try:
+        try:
+            # As bytes: 1 is not True there, 0.0 not -0.0, and NaN is NaN. The format's version is
+            # the last one that does not depend on who else holds the values.
+            key = specs, marshal.dumps(params, 2)
+        except ValueError:
+            key = None  # it does not know all of them
+    plan = op._plans.get(key)
+    return _other_plan(op, specs, params, key) if plan is None else plan
+
+
+def _other_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any], key: tuple | None) -> Plan:
+    """Return a plan that is not found by its parameters as bytes, or is yet to be made."""
+    _require_hashable(op, params)
+    if not all(map(_is_known_to_marshal, params.values())):
+        key = specs, tuple(map(_exactly, params.items()))
         plan = op._plans.get(key)
-    except TypeError:
-        _require_hashable(op, params)
-        raise
-    if plan is None:
-        if len(op._plans) >= MAX_PLANS:
-            op._plans.clear()
-        plan = op._plans[key] = make_plan(op, specs, params)
-        if params and _SIMPLE.issuperset(kinds):
-            _simple.add(kinds)
+        if plan is not None:
+            return plan
+    if len(op._plans) >= MAX_PLANS:
+        op._plans.clear()
+    plan = op._plans[key] = make_plan(op, specs, params)
     return plan
 
 
-_SIMPLE = {bool, int, str, type(None)}  # types of which equal values are the same
-_INTS = {int}
-_simple: set[tuple[type, ...]] = set()  # seen: kinds of parameters, all of them simple
+def _is_known_to_marshal(value: Any) -> bool:
+    """Return whether ``marshal`` writes a value's type too; a NumPy number is mere bytes to it."""
+    if type(value) is tuple:
+        return all(map(_is_known_to_marshal, value))
+    return type(value) in (bool, int, float, str, type(None))
 
 
 def _exactly(value: Any) -> Any:
-    """Return a parameter as part of a key: 1 is not True there, 0.0 not -0.0, and NaN is NaN."""
-    if type(value) is float and value and value == value:
-        return value  # the usual case: repr takes as long as a small kernel
+    """Return any other parameter as part of a key."""
     if type(value) is tuple:
-        if _INTS.issuperset(map(type, value)):
-            return value  # a shape
-        return tuple(map(type, value)), tuple(map(_exactly, value))
-    return repr(value) if isinstance(value, (float, np.floating)) else value
+        return tuple(map(_exactly, value))
+    return type(value), repr(value) if isinstance(value, (float, np.floating)) else value
 
 
 def _require_hashable(op: Op, params: dict[str, Any]) -> None:
@@ -370,9 +381,9 @@ def make_call(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Call:
     inferred = op.infer(*specs, **params)
     if len(op.outputs) == 1:
         inferred = (inferred,)
-    outputs = tuple(Spec(tuple(shape), np.dtype(dtype), device) for shape, dtype in inferred)
+    outputs = tuple(the_spec(tuple(shape), np.dtype(dtype), device) for shape, dtype in inferred)
     if op.check is not None:
-        outputs += (Spec((1,), np.dtype(np.int64), device),)
+        outputs += (the_spec((1,), np.dtype(np.int64), device),)
     return Call(specs, outputs, params)
 
 
@@ -395,7 +406,7 @@ def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
     """Decide how to run a call: outputs, views, workspace, shards."""
     call = make_call(op, specs, params)
     if op.kernel is None:
-        return Plan(call, partial(_run_view, op, call))
+        return Plan(call, _run_of_view(op, call))
     views = make_views(op, call)
     kernel = find_kernel(op, call.device)
     wanted = op.workspace(call) if op.workspace else ()
@@ -436,16 +447,23 @@ def run_eagerly(
     return plan.run(inputs, targets)
 
 
-def _run_view(op: Op, call: Call, inputs: tuple[Array], targets: None) -> tuple[Array]:
-    """Run an op that has no kernel and looks at its input's buffer in another way."""
-    (x,) = inputs
+def _run_of_view(op: Op, call: Call) -> Callable:
+    """Return what runs an op that has no kernel and looks at its input's buffer in another way."""
     backend = devices.backend(call.device)
-    data = backend.copy(x._data) if isinstance(x, State) else x._data  # a state would change
-    return (Array(op.view(backend, data, call), call.outputs[0]),)
+    view, spec = op.view(backend, call), call.outputs[0]
+
+    def run(inputs: tuple[Array], targets: None) -> tuple[Array]:
+        (x,) = inputs
+        data = view(x._data)
+        if isinstance(x, State):
+            data = backend.copy(data)  # the state will change
+        return (Array(data, spec),)
+
+    return run
 
 
 def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
-    """Emit the function that runs a plan. For a sum of two small arrays it is
+    """Emit the function that runs a plan. For a sum of two small matrices it is
 
         def run(inputs, targets):
             x0, x1, = inputs
@@ -453,7 +471,7 @@ def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
                 out0 = Array(new_out0(), spec_out0)
             else:
                 out0, = targets
-            returned = kernel(reshape(x0._data, shape_x0), ..., param0, reshape(out0._data, ...))
+            returned = kernel(flat(x0._data), flat(x1._data), param0, flat(out0._data))
             if returned is not None:
                 refuse(returned)
             return out0,
@@ -461,7 +479,8 @@ def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
     Loops over inputs and outputs would do the same, but take longer than a small kernel.
     """
     backend = devices.backend(call.device)
-    known = {"Array": Array, "reshape": backend.reshape}  # what the names in the text stand for
+    known = {"Array": Array}  # what the names in the text stand for
+    known |= {"flat": backend.flat, "reshape": backend.reshape}
     known["refuse"] = partial(_refuse_returned, kernel)
     known["check"] = partial(check_flag, op, call)
     if shards:
@@ -480,18 +499,22 @@ def _emit_run(op, call, views, kernel, workspace, shards) -> Callable:
     def seen_by_kernel(array: str, spec: Spec, shape: tuple[int, ...]) -> str:
         if spec.shape == tuple(shape):
             return f"{array}._data"
+        if len(shape) == 1:
+            return f"flat({array}._data)"
         return f"reshape({array}._data, {name(f'shape_{array}', shape)})"
 
     inputs = [f"x{k}" for k in range(len(call.inputs))]
     outputs = [f"out{k}" for k in range(len(op.outputs))]
     written = [*outputs, "flag"] if op.check else outputs
+    scratch = [] if shards else [f"scratch{k}" for k in range(len(workspace))]
+    if scratch:
+        known["workspace"] = backend.workspace(workspace)
     arguments = [*map(seen_by_kernel, inputs, call.inputs, views.inputs)]
     if not shards:
         arguments += [name(f"param{k}", value) for k, value in enumerate(views.scalars)]
     arguments += map(seen_by_kernel, written, call.outputs, views.outputs)
     if not shards:
-        if workspace:
-            arguments.append("*" + name("workspace", backend.workspace(workspace)) + "()")
+        arguments += scratch
         arguments += [name(f"launch{k}", x) for k, x in enumerate(backend.launch_arguments)]
     made = [new(array, spec) for array, spec in zip(written, call.outputs, strict=True)]
     text = f"""
@@ -502,6 +525,7 @@ def run(inputs, targets):
     else:
         {", ".join(outputs)}, = targets
     {f"flag = {made[-1]}" if op.check else ""}
+    {f"{', '.join(scratch)}, = workspace()" if scratch else ""}
     returned = kernel({", ".join(arguments)})
     if returned is not None:
         refuse(returned)

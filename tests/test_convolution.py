@@ -274,9 +274,9 @@ def test_errors_say_what_would_fit(x, weight, bias, window, error, message):
 
 def test_what_is_no_array_is_named():
     x, weight = random(1, 4, 4, 3), random(3, 3, 3, 8)
-    with pytest.raises(TypeError, match="conv2d: x is of type ndarray; ops take Arrays"):
+    with pytest.raises(TypeError, match=r"conv2d: x is a numpy\.ndarray; ops take Arrays"):
         ng.conv2d(x, ng.asarray(weight))
-    with pytest.raises(TypeError, match="conv2d: bias is of type float"):
+    with pytest.raises(TypeError, match="conv2d: bias is a float"):
         ng.conv2d(ng.asarray(x), ng.asarray(weight), 1.0)
 
 

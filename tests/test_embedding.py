@@ -17,7 +17,7 @@ def test_an_index_out_of_range(bad):
 
 
 def test_refuses():
-    with pytest.raises(TypeError, match="embedding: indices is of type list; ops take Arrays"):
+    with pytest.raises(TypeError, match="embedding: indices is a list; ops take Arrays"):
         ng.embedding(WEIGHT, [1])
     with pytest.raises(DTypeError, match="indices must be integers, got float32"):
         ng.embedding(WEIGHT, ng.asarray([1.0]))

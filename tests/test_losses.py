@@ -63,7 +63,7 @@ def test_softmax_takes_one_axis(function, axis):
 
 def test_cross_entropy_refuses():
     labels = ng.asarray([0, 1])
-    with pytest.raises(TypeError, match="softmax_cross_entropy: labels is of type list"):
+    with pytest.raises(TypeError, match="softmax_cross_entropy: labels is a list"):
         ng.softmax_cross_entropy(floats(2, 2), [0, 1])
     with pytest.raises(ShapeError, match=r"need labels of shape \(3,\).* got \(2,\)"):
         ng.softmax_cross_entropy(floats(3, 2), labels)

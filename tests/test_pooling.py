@@ -83,7 +83,7 @@ def test_errors_say_what_would_fit(pool, shape, window, error, message):
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_is_no_array_is_named(pool):
-    with pytest.raises(TypeError, match=f"{pool.__name__}: x is of type ndarray"):
+    with pytest.raises(TypeError, match=rf"{pool.__name__}: x is a numpy\.ndarray"):
         pool(np.zeros((1, 2, 2, 1), np.float32), 2)
 
 

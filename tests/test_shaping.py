@@ -3,6 +3,7 @@ import pytest
 
 import numbagrad as ng
 from numbagrad.errors import ShapeError
+from numbagrad.layers import Parameter
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -49,7 +50,7 @@ def test_what_does_not_fit_is_named(function, message):
         *[
             (
                 lambda x, function=function: function(x.numpy(), 0),
-                rf"{function.__name__}: x is of type ndarray; ops take Arrays: .*asarray\(x\)",
+                rf"{function.__name__}: x is a numpy.ndarray; ops take Arrays: .*asarray\(x\)",
             )
             for function in (
                 *(ng.sum, ng.mean, ng.max, ng.min, ng.argmax, ng.softmax, ng.log_softmax),
@@ -86,6 +87,13 @@ def test_any_number_of_arrays_is_joined_in_order(count):
 def test_pad_keeps_the_dtype():
     assert ng.pad(ng.asarray([True]), 1).tolist() == [False, True, False]
     assert ng.pad(ng.asarray([3]), 1, value=7).tolist() == [7, 3, 7]
+
+
+def test_rows_of_a_parameter_are_copied():
+    weight = Parameter([[1.0, 2.0], [3.0, 4.0]])
+    row, rows = weight[1], weight[:1]
+    ng.assign(weight, np.zeros((2, 2)))
+    assert (row.tolist(), rows.tolist()) == ([3.0, 4.0], [[1.0, 2.0]])
 
 
 def test_neighbouring_rows_share_the_buffer():

@@ -165,7 +165,8 @@ def _repeated(
         before, _ = made[_number(inputs[0])]
         operand = before.inputs[0] if before.op is equation.op else None
     elif name == "rows" and _number(inputs[0]) in made:
-        operand = _joined(made[_number(inputs[0])][0], made, **equation.params)
+        start, stop = equation.params["start"], equation.params["stop"]
+        operand = _joined(made[_number(inputs[0])][0], made, start, stop)
     number = _number(operand)
     return number if number in made else None
 

@@ -31,6 +31,8 @@ def pair(op: str, name: str, value: int | Pair, least: int) -> Pair:
     ValueError
         If there are not two, or one is below ``least``.
     """
+    if type(value) is int and value >= least:
+        return value, value  # the usual case, and the quick one
     both = as_ints(op, name, value)
     if isinstance(value, (int, np.integer)):
         both *= 2

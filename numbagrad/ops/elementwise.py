@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..array import DTYPES, FLOATS, Array, Spec, asarray
-from ..dispatch import Call, Op, Split, Views, apply, register
+from ..dispatch import Call, Op, Split, Views, apply, not_an_array, register
 from ..errors import DTypeError, ShapeError, nearest
 
 # ------------------------------------------------------------- arguments
@@ -19,16 +19,15 @@ def require_arrays(op: str, **named: Any) -> None:
     """Raise unless all arguments, given by their names, are Arrays."""
     for name, x in named.items():
         if not isinstance(x, Array):
-            raise TypeError(
-                f"{op}: {name} is of type {type(x).__name__}; ops take Arrays: pass "
-                f"ng.asarray({name})"
-            )
+            raise not_an_array(op, name, x)
 
 
 def as_ints(op: str, name: str, value: Any) -> tuple[int, ...]:
     """Return an int, or a sequence of ints, as a tuple; whatever else is refused."""
+    if type(value) is int:  # the usual cases, and the quick ones
+        return (value,)
     if type(value) is tuple and set(map(type, value)) == {int}:
-        return value  # the usual case, and the quick one
+        return value
     try:
         many = (value,) if isinstance(value, (int, np.integer)) else tuple(value)
     except TypeError:
@@ -54,6 +53,7 @@ def result_type(op: str, *dtypes: np.dtype) -> np.dtype:
     return result
 
 
+@lru_cache(maxsize=4096)
 def require_float(op: str, *specs: Spec) -> None:
     """Raise unless all operands have one float dtype."""
     for spec in specs:
@@ -76,16 +76,15 @@ def promote(op: str, *operands: Any) -> tuple[Array, ...]:
     Numbers, NumPy's scalars too, take the dtype and device of the arrays beside them; a float
     beside integers makes both float32.
     """
-    for x in operands:
-        if not isinstance(x, Array) or x.spec.dtype is not operands[0].spec.dtype:
-            break
-    else:
-        return operands  # the usual case, and the quick one
-    if len(operands) == 2:  # the next: a number beside floats
+    if len(operands) == 2:  # the usual cases, and the quick ones: alike, or a number beside floats
         x, y = operands
-        if type(y) in (int, float) and isinstance(x, Array) and x.spec.dtype.kind == "f":
-            return x, _constant(y, x.spec.dtype, x.spec.device)
-        if type(x) in (int, float) and isinstance(y, Array) and y.spec.dtype.kind == "f":
+        if isinstance(x, Array):
+            if isinstance(y, Array):
+                if x.spec.dtype is y.spec.dtype:
+                    return operands
+            elif type(y) in (int, float) and x.spec.dtype.kind == "f":
+                return x, _constant(y, x.spec.dtype, x.spec.device)
+        elif type(x) in (int, float) and isinstance(y, Array) and y.spec.dtype.kind == "f":
             return _constant(x, y.spec.dtype, y.spec.device), y
     arrays = [x for x in operands if isinstance(x, Array)]
     if not arrays:
@@ -296,8 +295,6 @@ def _binary(name: str, vjp: Any, result: Any = None, kinds: str = "fiu") -> Op:
 
 def _unbroadcast(grad: Array, spec: Spec) -> Array:
     """Sum a gradient over the axes along which its operand was repeated."""
-    if grad.spec.shape == spec.shape:
-        return grad
     extra = grad.ndim - len(spec.shape)
     repeated = tuple(
         axis
@@ -311,7 +308,10 @@ def _each(needs: tuple[bool, ...], specs: tuple[Spec, ...], *gradients: Any) -> 
     """Compute the gradients that are asked for, each summed to its operand's shape."""
     found = []  # a loop, as a comprehension takes longer
     for needed, spec, gradient in zip(needs, specs, gradients):
-        found.append(_unbroadcast(gradient(), spec) if needed else None)
+        grad = gradient() if needed else None
+        if grad is not None and grad.spec.shape != spec.shape:
+            grad = _unbroadcast(grad, spec)
+        found.append(grad)
     return tuple(found)
 
 
@@ -373,17 +373,20 @@ def add(x: Any, y: Any) -> Array:
     >>> add(asarray([1.0, 2.0]), 1)
     Array([2., 3.], dtype=float32)
     """
-    return apply(_ADD, *promote("add", x, y))
+    x, y = promote("add", x, y)
+    return apply(_ADD, x, y)
 
 
 def subtract(x: Any, y: Any) -> Array:
     """Return ``x - y``, broadcast."""
-    return apply(_SUBTRACT, *promote("subtract", x, y))
+    x, y = promote("subtract", x, y)
+    return apply(_SUBTRACT, x, y)
 
 
 def multiply(x: Any, y: Any) -> Array:
     """Return ``x * y``, broadcast."""
-    return apply(_MULTIPLY, *promote("multiply", x, y))
+    x, y = promote("multiply", x, y)
+    return apply(_MULTIPLY, x, y)
 
 
 def divide(x: Any, y: Any) -> Array:
@@ -430,12 +433,14 @@ def maximum(x: Any, y: Any) -> Array:
 
     The gradient goes to the larger one, and half to each at a tie.
     """
-    return apply(_MAXIMUM, *promote("maximum", x, y))
+    x, y = promote("maximum", x, y)
+    return apply(_MAXIMUM, x, y)
 
 
 def minimum(x: Any, y: Any) -> Array:
     """Return the smaller of each pair, broadcast; NaN if either is."""
-    return apply(_MINIMUM, *promote("minimum", x, y))
+    x, y = promote("minimum", x, y)
+    return apply(_MINIMUM, x, y)
 
 
 # --------------------------------------------------------------- comparison
@@ -592,6 +597,9 @@ COPY = register(
 )
 
 
+_NAMES = {dtype: str(dtype) for dtype in DTYPES}
+
+
 def astype(x: Array, dtype: Any) -> Array:
     """Return ``x`` in another dtype; floats become integers by dropping their fraction.
 
@@ -602,13 +610,13 @@ def astype(x: Array, dtype: Any) -> Array:
         raise TypeError("astype: dtype must be named, got None")
     try:
         wanted = np.dtype(dtype)
-        is_known = wanted in DTYPES
+        name = _NAMES.get(wanted)
     except TypeError:
-        is_known = False
-    if not is_known:
+        name = None
+    if name is None:
         hint = nearest(str(dtype), map(str, DTYPES))
         raise DTypeError(f"astype: dtype {dtype} is not supported; {hint}")
-    return x.reshape(x.shape) if x.dtype == wanted else apply(_CAST, x, dtype=wanted)
+    return x.reshape(x.shape) if x.dtype == wanted else apply(_CAST, x, dtype=name)
 
 
 def copy(x: Array) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..dispatch import Call, Op, Split, Views, apply, register, state
 from ..errors import DTypeError, GraphError, ShapeError, TraceError
 from .elementwise import astype, broadcast_to, flat, maximum, require_arrays, where
 from .optimisation import assign
-from .shaping import one_axis, permute_dims, reshape, set_slice, take_slice
+from .shaping import one_axis, permute_dims, reshape, set_slice, take_slice, way_to_slice
 
 # --------------------------------------------------------------------- take
 
@@ -181,6 +181,7 @@ def _index(value: Any, device: str) -> Array:
 class _Key:
     """What ``x[key]`` selects: a slice of x, its shape, and arrays that index axes of that."""
 
+    extents: tuple[int, ...]  # of x
     starts: tuple[int, ...]
     steps: tuple[int, ...]
     counts: tuple[int, ...]
@@ -222,17 +223,21 @@ class _Key:
             slices.append((start, step, len(range(start, stop, step))))
             shape.append(slices[-1][2])
         starts, steps, counts = zip(*slices, strict=True) if slices else ((), (), ())
-        return _Key(starts, steps, counts, tuple(shape), tuple(arrays))
+        return _Key(x.shape, starts, steps, counts, tuple(shape), tuple(arrays))
+
+    @cached_property
+    def way_to_slice(self) -> tuple[Op, dict[str, Any]]:
+        """The op that takes the slice, and its parameters."""
+        return way_to_slice(self.extents, self.starts, self.steps, self.counts, self.shape)
 
 
 def _plain(key: Any) -> tuple | None:
     """Return a key as what can be looked up, if it holds but ints, slices, None and ``...``."""
-    items = key if type(key) is tuple else (key,)
     plain = []
-    for item in items:
+    for item in key if type(key) is tuple else (key,):
         if type(item) is slice:
-            item = item.start, item.stop, item.step
-            if not _PLAIN.issuperset(map(type, item)):
+            item = start, stop, step = item.start, item.stop, item.step
+            if not (type(start) in _PLAIN and type(stop) in _PLAIN and type(step) in _PLAIN):
                 return None
         elif type(item) not in _PLAIN:
             return None
@@ -332,8 +337,9 @@ def getitem(x: Array, key: Any) -> Array:
            [6, 5, 4]], dtype=int64)
     """
     index = _Key.of(x, key)
-    part = take_slice(x, index.starts, index.steps, index.counts)
-    if part.shape != index.shape:
+    op, params = index.way_to_slice
+    part = apply(op, x, **params)
+    if part.spec.shape != index.shape:
         part = reshape(part, index.shape)
     if not index.arrays:
         return part

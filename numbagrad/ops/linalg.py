@@ -174,7 +174,8 @@ def _matmul_vjp(grad_out, a, b, transpose_a, transpose_b, needs, specs):
             grad_b = _matmul(a, grad_out, not transpose_a, False)
         grad_b = _over_batch(grad_b, specs[1].shape)
     if needs[2]:
-        grad_bias = sum(grad_out, axis=tuple(range(grad_out.ndim - 1)))
+        ndim = len(grad_out.spec.shape)
+        grad_bias = sum(grad_out, 0 if ndim == 2 else tuple(range(ndim - 1)))
     return grad_a, grad_b, grad_bias
 
 
@@ -202,7 +203,7 @@ def _matmul(
     a: Array, b: Array, transpose_a: bool, transpose_b: bool, bias: Array | None = None
 ) -> Array:
     """Multiply matrices; a batch on one side only, or the same batch on both."""
-    if a.ndim > 2 and b.ndim == 2 and not transpose_a:
+    if len(a.spec.shape) > 2 and len(b.spec.shape) == 2 and not transpose_a:
         # One tall product instead of many small ones.
         tall = reshape(a, (size_of(a.shape[:-1]), a.shape[-1]))
         out = _matmul(tall, b, False, transpose_b, bias)
@@ -275,19 +276,20 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
         (out_features,), or None.
     """
     require_arrays("linear", x=x, weight=weight)
-    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[0]:
+    row, matrix = x.spec.shape, weight.spec.shape
+    if len(matrix) != 2 or row[-1:] != matrix[:1]:
         raise ShapeError(
-            f"linear: x {x.shape} and weight {weight.shape} do not fit; the last extent of x "
-            "must be in_features, the first of weight"
+            f"linear: x {row} and weight {matrix} do not fit; the last extent of x must be "
+            "in_features, the first of weight"
         )
     if bias is None:
         return matmul(x, weight)
     require_arrays("linear", bias=bias)
-    if bias.shape != weight.shape[1:]:
+    if bias.spec.shape != matrix[1:]:
         raise ShapeError(
-            f"linear: bias {bias.shape} must have shape {weight.shape[1:]}, one for each output"
+            f"linear: bias {bias.shape} must have shape {matrix[1:]}, one for each output"
         )
-    if x.ndim < 2:
+    if len(row) < 2:
         return matmul(x, weight) + bias
     return _matmul(x, weight, False, False, bias)
 

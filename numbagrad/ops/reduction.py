@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..array import Array, Spec, size_of
-from ..dispatch import Call, Op, Split, Views, apply, register
+from ..array import FLOATS, Array, Spec, size_of
+from ..dispatch import Call, Op, Split, Views, apply, not_an_array, register
 from ..errors import DTypeError, ShapeError
 from .elementwise import astype, require_arrays
 from .shaping import Axis, normalise_axes, one_axis, permute_dims, reshape
@@ -183,6 +183,8 @@ _PICK = register(
 
 def _reduce(op: Op, x: Array, axis: Axis, keepdims: bool) -> Array | tuple[Array, ...]:
     """Run a reduction; axes that do not lie together are brought to the end first."""
+    if axis is None:  # the usual case, and the quick one
+        return apply(op, x, first=0, stop=len(x.spec.shape), keepdims=keepdims)
     axes = normalise_axes(op.name, axis, x.ndim)
     if not axes:
         return apply(op, x, first=x.ndim, stop=x.ndim, keepdims=keepdims)
@@ -196,6 +198,9 @@ def _reduce(op: Op, x: Array, axis: Axis, keepdims: bool) -> Array | tuple[Array
         return out
     shape = tuple(1 if one in axes else extent for one, extent in enumerate(x.shape))
     return tuple(reshape(o, shape) for o in out) if isinstance(out, tuple) else reshape(out, shape)
+
+
+_SUMMED = {*FLOATS, np.dtype(np.int64)}  # dtypes of sums
 
 
 def sum(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
@@ -216,8 +221,9 @@ def sum(x: Array, axis: Axis = None, *, keepdims: bool = False) -> Array:
     >>> sum(asarray([[1.0, 2.0], [3.0, 4.0]]), axis=0)
     Array([4., 6.], dtype=float32)
     """
-    require_arrays("sum", x=x)
-    if x.dtype.kind != "f" and x.dtype != np.int64:
+    if not isinstance(x, Array):
+        raise not_an_array("sum", "x", x)
+    if x.spec.dtype not in _SUMMED:
         x = astype(x, np.int64)
     return _reduce(_SUM, x, axis, keepdims)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..array import Array, Spec, State, asarray, size_of
+from ..array import Array, Spec, asarray, size_of
 from ..dispatch import Call, Op, Split, Views, apply, register
 from ..errors import ShapeError
 from .elementwise import (
@@ -36,6 +36,8 @@ def normalise_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     """
     if axis is None:
         return tuple(range(ndim))
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)  # the usual case, and the quick one
     axes = as_ints(op, "axis", axis)
     for one in axes:
         if not -ndim <= one < ndim:
@@ -57,7 +59,21 @@ def one_axis(op: str, axis: int, ndim: int) -> int:
 
 
 def _reshape_infer(x, *, shape):
-    return shape, x.dtype
+    wanted = as_ints("reshape", "shape", shape)
+    if wanted.count(-1) == 1:
+        rest = size_of(tuple(extent for extent in wanted if extent != -1))
+        if rest and x.size % rest == 0:
+            wanted = tuple(x.size // rest if extent == -1 else extent for extent in wanted)
+    if min(wanted, default=0) < 0 or size_of(wanted) != x.size:
+        raise ShapeError(f"reshape: {x.size} elements of shape {x.shape} do not fit shape {shape}")
+    return wanted, x.dtype
+
+
+def _reshape_view(backend, call):
+    shape = call.outputs[0].shape
+    if shape == call.inputs[0].shape:
+        return lambda data: data
+    return lambda data: backend.reshape(data, shape)
 
 
 _RESHAPE = register(
@@ -66,7 +82,7 @@ _RESHAPE = register(
         _reshape_infer,
         None,
         lambda grad_out, specs: reshape(grad_out, specs[0].shape),
-        view=lambda backend, data, call: backend.reshape(data, call.outputs[0].shape),
+        view=_reshape_view,
     )
 )
 
@@ -80,15 +96,9 @@ def reshape(x: Array, shape: int | tuple[int, ...]) -> Array:
     >>> reshape(asarray([[1, 2], [3, 4]]), (-1,)).shape
     (4,)
     """
-    require_arrays("reshape", x=x)
-    wanted = as_ints("reshape", "shape", shape)
-    if wanted.count(-1) == 1:
-        rest = size_of(tuple(extent for extent in wanted if extent != -1))
-        if rest and x.size % rest == 0:
-            wanted = tuple(x.size // rest if extent == -1 else extent for extent in wanted)
-    if min(wanted, default=0) < 0 or size_of(wanted) != x.size:
-        raise ShapeError(f"reshape: {x.size} elements of shape {x.shape} do not fit shape {shape}")
-    return apply(_RESHAPE, x, shape=wanted)
+    if type(shape) is not tuple:
+        shape = as_ints("reshape", "shape", shape)
+    return apply(_RESHAPE, x, shape=shape)
 
 
 def flatten(x: Array, start_axis: int = 0) -> Array:
@@ -175,10 +185,12 @@ def permute_dims(x: Array, axes: tuple[int, ...]) -> Array:
     """
     require_arrays("permute_dims", x=x)
     given = as_ints("permute_dims", "axes", axes)
-    normal = tuple(axis % x.ndim if -x.ndim <= axis < x.ndim else axis for axis in given)
-    if sorted(normal) != list(range(x.ndim)):
+    normal, each = given, list(range(x.ndim))
+    if sorted(normal) != each:
+        normal = tuple(axis % x.ndim if -x.ndim <= axis < x.ndim else axis for axis in given)
+    if sorted(normal) != each:
         raise ShapeError(f"permute_dims: axes {given} must name each of {x.ndim} axes once")
-    if normal == tuple(range(x.ndim)):
+    if list(normal) == each:
         return reshape(x, x.shape)
     return apply(_PERMUTE_DIMS, x, axes=normal)
 
@@ -215,14 +227,25 @@ _SLICE = register(
 )
 
 
-def _rows_infer(x, *, start, stop):
-    return (stop - start, *x.shape[1:]), x.dtype
+# Neighbouring rows, in whatever shape.
 
 
-def _rows_vjp(grad_out, specs, start):
-    starts = (start, *(0 for _ in grad_out.shape[1:]))
-    steps = (1,) * grad_out.ndim
-    return set_slice(_zero(grad_out), grad_out, specs[0].shape, starts, steps, grad_out.shape)
+def _rows_infer(x, *, start, stop, shape):
+    return shape, x.dtype
+
+
+def _rows_view(backend, call):
+    start, stop, shape = call.start, call.stop, call.shape
+    if shape == (stop - start, *call.inputs[0].shape[1:]):
+        return lambda data: backend.rows(data, start, stop)
+    return lambda data: backend.reshape(backend.rows(data, start, stop), shape)
+
+
+def _rows_vjp(grad_out, specs, start, stop):
+    shape = specs[0].shape
+    starts, counts = (start,) + (0,) * (len(shape) - 1), (stop - start, *shape[1:])
+    rows = grad_out if grad_out.shape == counts else reshape(grad_out, counts)
+    return set_slice(_zero(grad_out), rows, shape, starts, (1,) * len(shape), counts)
 
 
 _ROWS = register(
@@ -231,7 +254,7 @@ _ROWS = register(
         _rows_infer,
         None,
         _rows_vjp,
-        view=lambda backend, data, call: backend.rows(data, call.start, call.stop),
+        view=_rows_view,
     )
 )
 
@@ -243,12 +266,26 @@ def take_slice(
 
     Neighbouring rows share the buffer of ``x``; anything else is copied.
     """
-    if counts == x.shape and set(steps) <= {1}:
-        return reshape(x, x.shape)
-    leading = steps[0] == 1 and counts[1:] == x.shape[1:] and set(steps[1:]) <= {1}
-    if leading and not isinstance(x, State):  # a view of a state would copy all of it
-        return apply(_ROWS, x, start=starts[0], stop=starts[0] + counts[0])
-    return apply(_SLICE, x, starts=starts, steps=steps, counts=counts)
+    op, params = way_to_slice(x.shape, starts, steps, counts, counts)
+    return apply(op, x, **params)
+
+
+def way_to_slice(
+    extents: tuple[int, ...],
+    starts: tuple[int, ...],
+    steps: tuple[int, ...],
+    counts: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> tuple[Op, dict[str, Any]]:
+    """Return the op that takes a slice of an array, and its parameters.
+
+    If it copies nothing it gives the slice in the shape, else in that of ``counts``.
+    """
+    if set(steps) <= {1} and counts[1:] == extents[1:]:
+        if counts == extents:
+            return _RESHAPE, {"shape": shape}
+        return _ROWS, {"start": starts[0], "stop": starts[0] + counts[0], "shape": shape}
+    return _SLICE, {"starts": starts, "steps": steps, "counts": counts}
 
 
 def _set_slice_infer(x, value, *, shape, starts, steps, counts):
