@@ -56,7 +56,9 @@ def test_what_is_in_use_does_not_overlap(plan):
         stretches, 2
     ):
         together = made <= other_read and other_made <= read
-        assert not together or end <= other_low or other_end <= low
+        # An elementwise loop may write in the place of what it reads last.
+        in_place = low == other_low and (made == other_read or other_made == read)
+        assert not together or in_place or end <= other_low or other_end <= low
     assert max(end for _, end, _, _ in stretches) <= plan.arena_bytes
 
 
@@ -68,4 +70,4 @@ def test_each_value_has_a_place(plan):
 
 def test_neighbours_are_fused(plan):
     fused = [[m.name for m in node.members] for node in plan.nodes if isinstance(node, Fused)]
-    assert ["gelu", "relu"] in [names[-2:] for names in fused]
+    assert ["add", "gelu"] in [names[-2:] for names in fused]  # of the batch norm, and after it
