@@ -47,11 +47,12 @@ def seconds(value: float | None) -> str:
 
     Examples
     --------
-    >>> seconds(0.00123), seconds(45e-6), seconds(2.5)
-    ('1.23 ms', '45.0 us', '2.50 s')
+    >>> seconds(0.00123), seconds(45e-6), seconds(2.5), seconds(999.7e-6)
+    ('1.23 ms', '45.0 us', '2.50 s', '1.00 ms')
     """
     if value is None:
         return "-"
+    value = float(f"{value:.3g}")  # or three digits of 999.7 us would be those of 1000
     unit, name = next(
         (each for each in ((1.0, "s"), (1e-3, "ms")) if value >= each[0]), (1e-6, "us")
     )
