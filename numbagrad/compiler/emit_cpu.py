@@ -204,16 +204,18 @@ class Source:
         dtypes = ", ".join(sorted(set(DTYPES.get(d, d) for d in self._dtypes)))
         helpers = [_COMBINE[how] for how in sorted(self._combines)]
         helpers += [f"@njit\ndef {name}{body}" for body, name in self._functions.items()]
-        return (
-            f'"""{self.plan.name}, compiled by numbagrad.\n\n{_ABOUT}"""\n\n'
-            "import numpy as np\n"
-            f"{f'from numba import {dtypes}' if dtypes else ''}\n\n"
-            "from numbagrad import kernels_cpu, simd\n"
-            "from numbagrad.compiler.linkage import array_at, linked, user_kernels\n"
-            "from numbagrad.jit import njit\n"
-            "from numbagrad.kernels_cpu import vector\n\n"
-            f"{kernels}" + "".join("\n\n\n" + text.strip() for text in helpers)
-        )
+        imports = [
+            "import numpy as np",
+            *([f"from numba import {dtypes}"] if dtypes else []),
+            "",
+            "from numbagrad import kernels_cpu, simd",
+            "from numbagrad.compiler.linkage import array_at, linked, user_kernels",
+            "from numbagrad.jit import njit",
+            "from numbagrad.kernels_cpu import vector",
+            *(["", kernels] if kernels else []),
+        ]
+        about = f'"""{self.plan.name}, compiled by numbagrad.\n\n{_ABOUT}"""\n\n'
+        return about + "\n\n\n".join(["\n".join(imports), *map(str.strip, helpers)])
 
     def _region(self, at: int, region: Region) -> str:
         function = f"region_{at}"
