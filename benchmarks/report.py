@@ -260,9 +260,11 @@ def readme_block(report: Report, picture: str) -> str:
         cells = [_mean_and_worst(mode, family, part) for mode in report.modes]
         cases = len(report.modes[0].of(family, part))
         rows.append([f"{name} ({cases})", *cells])
-        fused = [_mean_compiled(mode, family, part) for mode in report.modes]
+        fused = [_compiled_ratios(mode, family, part) for mode in report.modes]
         if any(fused):
-            rows.append([f"{name}, **compiled** ({len(fused[0])})", *map(_bold_mean, fused)])
+            rows.append(
+                [f"{name}, **compiled** ({len(fused[0])})", *map(_bold_mean_and_worst, fused)]
+            )
     lines += [*_markdown(["operations (cases)", *heads], rows), ""]
     for family, what in (
         ("steps", "training step (forward, backward, Adam)"),
@@ -303,12 +305,12 @@ def _mean_and_worst(mode: Mode, family: str, part: str | None) -> str:
     return "-" if mean is None else f"{mean:.2f} ({min(found):.2f})"
 
 
-def _mean_compiled(mode: Mode, family: str, part: str | None) -> list[float]:
+def _compiled_ratios(mode: Mode, family: str, part: str | None) -> list[float]:
     """Return the ratios of the cases that were measured with `ng.compile`, too."""
     return [r.compiled_ratio for r in mode.of(family, part) if r.compiled_ratio is not None]
 
 
-def _bold_mean(found: list[float]) -> str:
+def _bold_mean_and_worst(found: list[float]) -> str:
     return f"**{geometric_mean(found):.2f}** ({min(found):.2f})" if found else "-"
 
 

@@ -227,7 +227,7 @@ class CPUExecutable(Executable):
         given = list(itertools.compress(self._to_give, shared))
         self._to_give = list(itertools.compress(self._to_give, map(operator.not_, shared)))
         is_read = bool(self._gradients_read)  # a new gradient must not overwrite what it adds to
-        self._shared = _Shared(others, slots, given, self._part, is_read) if others else None
+        self._shared = _Shared(others, slots, given, self._part, is_read)
 
     def _link(self) -> None:
         """Have all kernels compiled, or loaded, that the emitted code calls by name."""
@@ -271,8 +271,7 @@ class CPUExecutable(Executable):
         kept: dict[Buffer, np.ndarray] = {}
         for block in self._results:
             block.take(memory, kept)
-        if self._shared is not None:
-            self._shared.take(memory, kept)
+        self._shared.take(memory, kept)
         self.threads = dispatch.get_num_threads()
         for run, seconds in zip(self._runs, self.seconds, strict=True):
             started = time.perf_counter()
@@ -282,8 +281,7 @@ class CPUExecutable(Executable):
 
     def _give_gradients(self, value: Callable[[Ref], Array]) -> None:
         super()._give_gradients(value)
-        if self._shared is not None:
-            self._shared.give()
+        self._shared.give()
 
 
 class _Block:

@@ -169,7 +169,7 @@ class Loop:
         else:
             yield f"whole = {full}.size // lanes * lanes"
             yield f"for first in range(0, {full}.size, {BLOCK}):"
-            whole = [line.replace(", n)", ")") for line in body]
+            whole = [line.replace(", n)", ")") for line in body]  # these need no masks
             whole += [f"{name} = {name} + {terms}" for name, terms in sums]
             loops = [
                 f"for i in range(first, min(first + {BLOCK}, whole), lanes):",

@@ -73,8 +73,8 @@ def _matmul_views(call: Call) -> Views:
 def _matmul_workspace(call: Call):
     """Room for tables of the tiles' rows, a panel of b, a block of a.
 
-    There are no tables for products of a few rows, which go without tiles. Where b is not packed,
-    only a last strip is that is narrower than whole vectors.
+    There are no tables for products of a few rows, which go without tiles. Of a b that is not
+    packed, only a last strip is that is narrower than its tile.
     """
     a = call.inputs[0]
     m, n = call.outputs[0].shape[-2:]
