@@ -540,7 +540,7 @@ def _tiles(rows_of_tile, columns):
     @njit
     def tiles(
         a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
-        out, at_out, places, count, width, keep,
+        out, at_out, places, count, width, keep, relu,
     ):  # fmt: skip
         for q in range(0, count, rows_of_tile):
             left = count - q
@@ -557,6 +557,8 @@ def _tiles(rows_of_tile, columns):
                     row += pitch
             if bias.size > 0:
                 acc = simd.tile_add(acc, bias, at_bias, width)
+            if relu:
+                acc = simd.tile_maximum(acc, 0)
             simd.tile_store(acc, out, to, at_out, left, width)
 
     return tiles
@@ -569,28 +571,28 @@ _half_tiles = _tiles(ROWS, HALF_COLUMNS) if HALF_COLUMNS > 1 else _narrow_tiles
 @njit
 def _strip(
     a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
-    out, at_out, places, count, width, keep,
+    out, at_out, places, count, width, keep, relu,
 ):  # fmt: skip
     """out[at_out + places[q] + j] = bias[at_bias + j]
     + sum_{t,p} a[at_a + rows[q] + taps[t] + p step] bank[at_bank + (t length + p) pitch + j]
 
     for q < count and j < width: one strip of the output. All arrays are flat. An empty bias adds
-    nothing; with `keep` the sum is added to what `out` holds.
+    nothing; with `keep` the sum is added to what `out` holds; with `relu`, max(out, 0) is stored.
     """
     if width > HALF_COLUMNS * simd.lanes(out):
         _wide_tiles(
             a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
-            out, at_out, places, count, width, keep,
+            out, at_out, places, count, width, keep, relu,
         )  # fmt: skip
     elif width > simd.lanes(out):
         _half_tiles(
             a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
-            out, at_out, places, count, width, keep,
+            out, at_out, places, count, width, keep, relu,
         )  # fmt: skip
     else:
         _narrow_tiles(
             a, at_a, rows, taps, length, step, bank, at_bank, pitch, bias, at_bias,
-            out, at_out, places, count, width, keep,
+            out, at_out, places, count, width, keep, relu,
         )  # fmt: skip
 
 
@@ -704,7 +706,7 @@ def _dots_of_row(a, at_a, b, at_b, n, k, out, at):
 
 
 @njit
-def _few_rows(a, b, bias, transpose_b, n, k, m, left, columns, out):
+def _few_rows(a, b, bias, transpose_b, relu, n, k, m, left, columns, out):
     """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], row by row: b is read once for each."""
     for row in range(out.size // max(n, 1)):
         which, at = row // m, row * n + left
@@ -714,16 +716,19 @@ def _few_rows(a, b, bias, transpose_b, n, k, m, left, columns, out):
             _dots_of_row(a, at_a, b, at_b + left * k, columns, k, out, at)
         else:
             _product_of_row(a, at_a, b, at_b + left, n, columns, k, out, at)
-        if bias.size > 0:
+        if bias.size > 0 or relu:
             for j in range(0, columns, simd.lanes(out)):
                 total = simd.load(out, at + j, columns - j)
-                total = total + simd.load(bias, left + j, columns - j)
+                if bias.size > 0:
+                    total = total + simd.load(bias, left + j, columns - j)
+                if relu:
+                    total = vector.relu(total)
                 simd.store(out, at + j, total, columns - j)
 
 
 @njit
 def matmul_forward(
-    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out,
+    a, b, bias, transpose_a, transpose_b, relu, n, k, width_a, first, m, left, columns, out,
     tables, panel, block,
 ):  # fmt: skip
     """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
@@ -731,14 +736,15 @@ def matmul_forward(
     All arrays are flat. Matrix number w of a is m x k, or k x width_a transposed, of which columns
     `first` to first + m are taken: a shard's rows of the product. A shard may also have columns
     `left` to left + columns of the n. A single matrix serves all of out's. An empty bias adds
-    nothing. Without `tables` there are too few rows for tiles, and a is not transposed.
+    nothing; with `relu`, max(out, 0) is stored. Without `tables` there are too few rows for tiles,
+    and a is not transposed.
 
     `panel` has room for a panel of b, or for its last strip if b is not packed. `block` has room
     for a block of a transposed a turned straight, which pays for many columns; an empty one says
     that a is read as it lies.
     """
     if tables.size == 0:
-        _few_rows(a, b, bias, transpose_b, n, k, m, left, columns, out)
+        _few_rows(a, b, bias, transpose_b, relu, n, k, m, left, columns, out)
         return
     lanes = simd.lanes(out)
     strip = COLUMNS * lanes
@@ -778,10 +784,12 @@ def matmul_forward(
                             source_b, at, apart = b, at_b + p * n + top + j, n
                         elif not is_packed and i == 0:
                             _pack(b, at_b + p * n + top + j, n, steps, width, panel, 0)
+                        is_last = p + steps == k
                         _strip(
                             source_a, at_a, rows, taps, steps, along, source_b, at, apart,
-                            bias if p + steps == k else bias[:0], top + j,
-                            out, (which * m + i) * n + top + j, places, high, width, p > 0,
+                            bias if is_last else bias[:0], top + j,
+                            out, (which * m + i) * n + top + j, places, high, width,
+                            p > 0, relu and is_last,
                         )  # fmt: skip
 
 
@@ -1071,7 +1079,7 @@ def _pixels(extents, stride, image, pitch, pixels):
 
 @njit
 def _convolve(
-    image, at_image, starts, taps, length, depth, bank, at_bank, groups, group, bias,
+    image, at_image, starts, taps, length, depth, bank, at_bank, groups, group, bias, relu,
     out, at_out, places, count,
 ):  # fmt: skip
     """out[places[q], k] = bias[k] + sum_{t,p} image[starts[q] + taps[t] + p] bank[t length + p, k]
@@ -1083,7 +1091,7 @@ def _convolve(
             first, pitch = g * group + k, _pitch(group - k, out)
             _strip(
                 image, at_image + g * depth, starts, taps, length, 1, bank, at_bank, pitch,
-                bias, first, out, at_out + first, places, count, group - k, False,
+                bias, first, out, at_out + first, places, count, group - k, False, relu,
             )  # fmt: skip
             at_bank += taps.size * length * pitch
     return at_bank
@@ -1103,13 +1111,14 @@ def conv2d_bank(weight, groups, bank):
 
 @njit
 def conv2d_forward(
-    x, weight, bias, bank, stride, padding, dilation, groups, out, padded, pixels, taps
+    x, weight, bias, bank, stride, padding, dilation, groups, relu, out, padded, pixels, taps
 ):
     """out[n, h, w, k] = bias[k]
     + sum_{r,s,c} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, c, k].
 
-    With groups, channel k sees only the c of its group. An empty bias adds nothing. `bank` holds
-    the weight in strips. `pixels` has room for the places of as many images as are done at a time.
+    With groups, channel k sees only the c of its group. An empty bias adds nothing; with `relu`,
+    max(out, 0) is stored. `bank` holds the weight in strips. `pixels` has room for the places of as
+    many images as are done at a time.
     """
     filter_height, filter_width, depth, _ = weight.shape
     _, height, width, out_channels = out.shape
@@ -1133,7 +1142,7 @@ def conv2d_forward(
             at = 0
         _convolve(
             image.reshape(-1), at, starts, taps[0, : filter_height * runs], length, depth,
-            bank, 0, groups, out_channels // groups, bias,
+            bank, 0, groups, out_channels // groups, bias, relu,
             out.reshape(-1), n * height * width * out_channels, places, images * height * width,
         )  # fmt: skip
 
@@ -1285,7 +1294,7 @@ def conv2d_backward_input(
             group = out_channels // groups
             at_bank = _convolve(
                 image.reshape(-1), at, starts[first:], taps[0, :runs], across * group, group,
-                bank, at_bank, groups, channels // groups, no_bias,
+                bank, at_bank, groups, channels // groups, no_bias, False,
                 grad_x.reshape(-1), n * height * width * channels, places[first:], images * count,
             )  # fmt: skip
             first += chunk * count
@@ -1341,7 +1350,7 @@ def conv2d_backward_weight(
                     _strip(
                         flat_image, at + g * depth, starts, line[h:last], width,
                         stride[1] * channels, strip, 0, _pitch(left, x), no_bias, 0,
-                        flat_out, first, places, starts.size, left, True,
+                        flat_out, first, places, starts.size, left, True, False,
                     )  # fmt: skip
 
 
@@ -1414,7 +1423,7 @@ def _plane_places(images, extents, first, step, inside, rows, pitch, channels, p
 
 @njit
 def _convolve_planes(
-    planes, taps, terms, weight, apart, bias, ones, out, at_out, places, count, channels
+    planes, taps, terms, weight, apart, bias, ones, relu, out, at_out, places, count, channels
 ):
     """out[at_out + places[q] + k] = bias[k]
     + sum_t planes[taps[0, t] + q] weight[taps[1, t] + k apart], t < terms,
@@ -1432,6 +1441,8 @@ def _convolve_planes(
             if bias.size > 0:
                 here = simd.tile_steps(acc, k, 1, channels - k)
                 acc = simd.tile_fma(acc, bias, here, 0, ones, 0)
+            if relu:
+                acc = simd.tile_maximum(acc, 0)
             simd.tile_store_turned(acc, out, places, q, at_out + k, channels - k)
 
 
@@ -1476,7 +1487,7 @@ def _plane_extents(x, stride, padding, extents, planes):
 
 @njit
 def planar_forward(
-    x, weight, bias, bank, stride, padding, dilation, groups, out, planes, places, taps, ones
+    x, weight, bias, bank, stride, padding, dilation, groups, relu, out, planes, places, taps, ones
 ):
     """out = what `conv2d_forward` gives, for few output channels. No bank is needed, no groups."""
     filter_height, filter_width, depth, out_channels = weight.shape
@@ -1503,7 +1514,7 @@ def planar_forward(
             )
         _apart(x, n, count, stride, padding, planes, rows, pitch)
         _convolve_planes(
-            planes.reshape(-1), taps, t, weight.reshape(-1), 1, bias, ones,
+            planes.reshape(-1), taps, t, weight.reshape(-1), 1, bias, ones, relu,
             out.reshape(-1), n * height * width * out_channels, places,
             _pixels_of(count, (height, width), rows, pitch), out_channels,
         )  # fmt: skip
@@ -1557,7 +1568,7 @@ def planar_backward_input(
                     taps[1, t * out_channels + k] = tap + k
             _convolve_planes(
                 planes.reshape(-1), taps, runs * out_channels, weight.reshape(-1), out_channels,
-                bank[:0], ones, grad_x.reshape(-1), n * height * width * depth, places,
+                bank[:0], ones, False, grad_x.reshape(-1), n * height * width * depth, places,
                 _pixels_of(count, (down, across), rows, pitch), depth,
             )  # fmt: skip
 
@@ -1634,7 +1645,7 @@ PAIR = 2  # vectors of channels
 
 @njit
 def _depthwise(
-    image, at_image, starts, taps, weight, filters, bias, out, at_out, places, count, channels
+    image, at_image, starts, taps, weight, filters, bias, relu, out, at_out, places, count, channels
 ):
     """out[places[q] + c] = bias[c] + sum_t image[starts[q] + taps[t] + c] weight[filters[t] + c]
 
@@ -1654,13 +1665,15 @@ def _depthwise(
                     acc = simd.tile_fma_rows(acc, image, here, at, weight, tap, width)
             if bias.size > 0:
                 acc = simd.tile_add(acc, bias, c, width)
+            if relu:
+                acc = simd.tile_maximum(acc, 0)
             to = simd.tile_rows(acc, places, q, left)
             simd.tile_store(acc, out, to, at_out + c, left, width)
 
 
 @njit
 def depthwise_forward(
-    x, weight, bias, bank, stride, padding, dilation, groups, out, padded, pixels, taps
+    x, weight, bias, bank, stride, padding, dilation, groups, relu, out, padded, pixels, taps
 ):
     """out[n, h, w, c] = bias[c]
     + sum_{r,s} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, 0, c].
@@ -1686,7 +1699,7 @@ def depthwise_forward(
             _spread(x, n, images, padding, padded)
             at = 0
         _depthwise(
-            image, at, pixels[0].reshape(-1), taps[0], weight, taps[1], bias, out,
+            image, at, pixels[0].reshape(-1), taps[0], weight, taps[1], bias, relu, out,
             n * height * width * channels, pixels[1].reshape(-1), images * height * width, channels,
         )  # fmt: skip
 
@@ -1718,7 +1731,7 @@ def depthwise_backward_input(
             count = _phase_size(phase, stride, padding, (height, width))
             runs, _ = _phase_taps(phase, kernel, stride, dilation, False, channels, columns, taps)
             _depthwise(
-                image, at, starts[first:], taps[0, :runs], weight, taps[1], no_bias, grad_x,
+                image, at, starts[first:], taps[0, :runs], weight, taps[1], no_bias, False, grad_x,
                 n * height * width * channels, places[first:], images * count, channels,
             )  # fmt: skip
             first += chunk * count
@@ -2017,8 +2030,8 @@ def _at_a_time(total, room):
 
 
 @njit
-def _outputs(planes, first, tiles, bias, line, out):
-    """out = A^T m A, with m the planes of a tile, and the bias added."""
+def _outputs(planes, first, tiles, bias, relu, line, out):
+    """out = A^T m A, with m the planes of a tile, and the bias added; with `relu`, max(out, 0)."""
     lanes, pitch = simd.lanes(out), planes.shape[1]
     _, height, width, channels = out.shape
     group = _strips_width(channels, out)
@@ -2040,12 +2053,15 @@ def _outputs(planes, first, tiles, bias, line, out):
                 at = corner + i * width * channels + k
                 for j in range(4):
                     if j < across:
-                        simd.store(out, at + j * channels, y[j] + shift, count)
+                        value = y[j] + shift
+                        if relu:
+                            value = vector.relu(value)
+                        simd.store(out, at + j * channels, value, count)
         n, top, left = _next_corner(n, top, left, (height, width))
 
 
 @njit
-def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes):
+def _winograd(x, bias, planes, padding, relu, out, line, input_planes, output_planes):
     """Convolve images with filters of 3 x 3, stride 1, from their planes.
 
     The other planes are workspace, with room for as many tiles as are done at a time: a multiple of
@@ -2071,13 +2087,15 @@ def _winograd(x, bias, planes, padding, out, line, input_planes, output_planes):
                 planes, i * (planes.size // PLANES), out_channels,
                 output_planes.reshape(-1), to, group, tiles,
             )  # fmt: skip
-        _outputs(output_planes, first, tiles, bias, line, out)
+        _outputs(output_planes, first, tiles, bias, relu, line, out)
 
 
 @njit
-def winograd_forward(x, weight, bias, planes, padding, out, line, input_planes, output_planes):
+def winograd_forward(
+    x, weight, bias, planes, padding, relu, out, line, input_planes, output_planes
+):
     """out = what `conv2d_forward` gives for filters of 3 x 3 and stride 1, from their planes."""
-    _winograd(x, bias, planes, padding, out, line, input_planes, output_planes)
+    _winograd(x, bias, planes, padding, relu, out, line, input_planes, output_planes)
 
 
 @njit
@@ -2090,7 +2108,7 @@ def winograd_backward_input(
     """
     padding = 2 - padding[0], 2 - padding[1]
     no_bias = planes[:0]
-    _winograd(grad_out, no_bias, planes, padding, grad_x, line, input_planes, output_planes)
+    _winograd(grad_out, no_bias, planes, padding, False, grad_x, line, input_planes, output_planes)
 
 
 @njit
@@ -2154,7 +2172,7 @@ def winograd_backward_weight(
                 _strip(
                     flat_inputs, i * input_planes.shape[1], rows, taps, tiles, depth,
                     flat_grads, i * grad_planes.shape[1] + k * tiles, pitch, no_bias, 0,
-                    flat_sums, i * sums.shape[1] + k, places, channels, pitch, True,
+                    flat_sums, i * sums.shape[1] + k, places, channels, pitch, True, False,
                 )  # fmt: skip
     for c in range(channels):
         for k in range(0, out_channels, lanes):

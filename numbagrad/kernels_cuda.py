@@ -747,7 +747,7 @@ MAX_GRID_Z = 65535  # most blocks along the grid's third dimension
 
 @cuda.jit
 def _matmul_forward(
-    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out
+    a, b, bias, transpose_a, transpose_b, relu, n, k, width_a, first, m, left, columns, out
 ):  # fmt: skip
     """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
 
@@ -793,17 +793,19 @@ def _matmul_forward(
         if top + row < m and side + column < end:
             if bias.size > 0:
                 total += bias[side + column]
+            if relu:
+                total = scalar.relu(total)
             out[(which * m + top + row) * n + side + column] = total
 
 
 def matmul_forward(
-    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out,
+    a, b, bias, transpose_a, transpose_b, relu, n, k, width_a, first, m, left, columns, out,
     tables, panel, block, stream,
 ):  # fmt: skip
     """Start a block of threads per tile of `out`; all workspace is for the CPU."""
     batch = out.size // max(m * n, 1)
     grid = (-(-m // TILE), -(-columns // TILE), min(batch, MAX_GRID_Z))
-    args = a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out
+    args = a, b, bias, transpose_a, transpose_b, relu, n, k, width_a, first, m, left, columns, out
     launch(_matmul_forward, grid, (TILE, TILE), stream, *args)
 
 
@@ -1090,7 +1092,7 @@ def adam_update(
 
 
 @cuda.jit
-def _conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out):
+def _conv2d_forward(x, weight, bias, stride, padding, dilation, groups, relu, out):
     """out[n, h, w, k] = bias[k]
     + sum_{r,s,c} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, c, k].
     """
@@ -1115,14 +1117,27 @@ def _conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out):
                             acc += x[n, row, column, first + c] * weight[r, s, c, k]
         if bias.size > 0:
             acc += bias[k]
-        out[n, h, w, k] = acc
+        out[n, h, w, k] = scalar.relu(acc) if relu else acc
 
 
 def conv2d_forward(
-    x, weight, bias, bank, stride, padding, dilation, groups, out, padded, pixels, taps, stream
+    x,
+    weight,
+    bias,
+    bank,
+    stride,
+    padding,
+    dilation,
+    groups,
+    relu,
+    out,
+    padded,
+    pixels,
+    taps,
+    stream,
 ):
     """Start a thread per output element; `bank`, `padded`, `pixels`, `taps` are for the CPU."""
-    args = x, weight, bias, stride, padding, dilation, groups, out
+    args = x, weight, bias, stride, padding, dilation, groups, relu, out
     _launch_flat(_conv2d_forward, out.size, stream, *args)
 
 

@@ -446,6 +446,11 @@ def tile_add(acc, x, i, width):
     return acc + values
 
 
+def tile_maximum(acc, number):
+    """Return the tile with each element the larger of itself and a number; NaN stays NaN."""
+    return np.maximum(acc, acc.dtype.type(number))
+
+
 def tile_load(acc, x, rows, i, count, width):
     """Return the tile filled from ``x[rows[r] + i + j]``: ``count`` rows, ``width`` columns of it.
 
@@ -1434,6 +1439,22 @@ def _(context, builder, sig, args):
     return acc
 
 
+@_typed(tile_maximum)
+def _(acc, number):
+    return acc if isinstance(acc, Tile) and isinstance(number, types.Number) else None
+
+
+@_coded(tile_maximum)
+def _(context, builder, sig, args):
+    kind, acc = sig.return_type, args[0]
+    number = _as_type(context, builder, args[1], sig.args[1], kind.vector)
+    for place in range(kind.rows * kind.columns):
+        old = builder.extract_value(acc, place)
+        name = f"llvm.maximum.{_suffix(old.type)}"
+        acc = builder.insert_value(acc, _call(builder, name, old.type, [old, number]), place)
+    return acc
+
+
 @_typed(tile_load)
 def _(acc, x, rows, i, count, width):
     fits = isinstance(acc, Tile) and _is_array(x) and x.dtype == acc.vector.dtype
@@ -1689,6 +1710,7 @@ __all__ = [
     "tile_fma_terms",
     "tile_load",
     "tile_load_turned",
+    "tile_maximum",
     "tile_rows",
     "tile_square",
     "tile_steps",

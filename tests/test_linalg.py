@@ -23,7 +23,7 @@ def test_one_product_is_spread_over_threads(transpose_a, transpose_b, monkeypatc
     ]
     none = nothing(np.dtype(np.float32), "cpu")
     arrays.append(none)
-    params = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    params = {"transpose_a": transpose_a, "transpose_b": transpose_b, "relu": False}
     assert plan_for(MATMUL, tuple(arrays), params).shards.count > 1
     out = apply(MATMUL, *arrays, **params).numpy()
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)

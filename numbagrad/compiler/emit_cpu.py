@@ -404,6 +404,8 @@ def _array_type(kind: tuple[np.dtype, tuple[int, ...]]) -> types.Array:
 
 def _summary(region: Region) -> str:
     pieces = f"In pieces of {region.chunk}" if region.axis else "In one piece"
+    if region.is_settled:
+        pieces = f"Only when weights are others than at the last call. {pieces}"
     return textwrap.fill(f"{pieces}: {_listed(node.name for node in region.nodes)}.", WIDTH)
 
 

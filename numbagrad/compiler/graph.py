@@ -85,7 +85,7 @@ class Node:
     @property
     def name(self) -> str:
         """What the source calls it."""
-        return self.op.name
+        return f"{self.op.name}_relu" if self.call.params.get("relu") else self.op.name
 
     @property
     def cost(self) -> tuple[float, float]:
@@ -127,6 +127,7 @@ class Region:
     bounds: np.ndarray = field(default_factory=lambda: np.array([0, 0]))
     is_single: bool = False  # no shard has more than one chunk
     is_open: bool = False  # its source serves any extent of the axis
+    is_settled: bool = False  # it makes the same at every call until weights change
     scratch: dict[Buffer, int] = field(default_factory=dict)  # where local values start
     workspace: dict[Node, list[int]] = field(default_factory=dict)
     pieces: dict[Buffer, int] = field(default_factory=dict)  # one chunk's partial results

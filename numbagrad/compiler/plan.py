@@ -8,6 +8,9 @@ BatchNorm) ends such a walk.
 
 So time falls into alternating positions: at odd ones, *regions* walk over the batch in shards; at
 even ones stand the nodes that see whole arrays. Each node runs as early as its inputs allow.
+
+What depends on weights alone that the step does not change is *settled*: it comes first, at a
+position of its own, and what it makes keeps its memory. So it need not run again at the next call.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from .recompute import recompute
 from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
 
 PARTIAL_SHARE = 4
+SETTLED = -2  # the position before all others
 CHUNK_BYTES = 512 * 1024  # what a chunk's values may take: half of a core's own cache
 
 
@@ -219,6 +223,25 @@ def _place(builder: _Builder, axis: int) -> dict[int, list[Node | Combine]]:
                 combining = positions.setdefault(at + 1, [])
                 combining.append(Combine(rows, output.parts, output))
     return positions
+
+
+def _set_settled_apart(builder: _Builder, positions: dict[int, list[Node | Combine]]) -> None:
+    """Move nodes that make the same of weights at every call, as long as nobody changes these."""
+    settled: set[Buffer] = set()
+    nodes: list[Node] = []
+    for node in positions.get(0, ()):
+        is_settled = not getattr(node, "is_assigning", False) and all(
+            id(ref.buffer.leaf) not in builder.changing
+            if ref.buffer.source == "leaf"
+            else ref.buffer in settled
+            for ref in node.inputs
+        )
+        if is_settled and not any(output.is_kept for output in node.outputs):
+            nodes.append(node)
+            settled.update(node.outputs)
+    if nodes:
+        positions[0] = [node for node in positions[0] if node not in nodes]
+        positions[SETTLED] = nodes
 
 
 def _next_odd(buffer: Buffer) -> int:
@@ -504,8 +527,10 @@ def make_plan(
         are the same.
     """
     builder = _Builder(trace, equations)
+    result, gradients, checked, kept = _keep_results(trace, builder)
     axis = batch_axis(trace)
     positions = _place(builder, axis)
+    _set_settled_apart(builder, positions)
     whole = [node for at in sorted(positions) if at % 2 == 0 for node in positions[at]]
     decisions = Decisions(tuple([node.op.name for node in builder.nodes]))
     like = (known or {}).get(decisions.ops)
@@ -525,7 +550,8 @@ def make_plan(
             regions.append(walks[-1])
         else:
             regions += _stage(positions[at], alone)
-    result, gradients, checked, kept = _keep_results(trace, builder)
+            for region in regions if at == SETTLED else ():
+                region.is_settled = True
     recompute(regions, axis)
     _fuse_all(regions)
     for region in regions:
@@ -664,6 +690,8 @@ def _unplanned(nodes: Sequence[Node | Combine | Fused]) -> int:
 def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int]:
     """Place all values that outlive a region; memory is used again when the last reader is done.
 
+    That of settled values is not: the next call reads them.
+
     Return where each starts, and how many bytes all of them take.
     """
     order = {region: at for at, region in enumerate(regions)}
@@ -676,7 +704,8 @@ def _whole_values(regions: list[Region]) -> tuple[dict[Buffer, int], int]:
                     buffer = buffer.parts
                 if buffer.source == "value" and not buffer.is_kept and not is_local(buffer):
                     values.append(buffer)
-                    last[buffer] = max([at, *(order[use] for use in buffer.used_in)])
+                    uses = [order[use] for use in buffer.used_in]
+                    last[buffer] = len(regions) if region.is_settled else max([at, *uses])
     shelf, places = _Shelf(), {}
     overwritten: set[Buffer] = set()
     for at, region in enumerate(regions):

@@ -36,6 +36,8 @@ class Line:
         `numbagrad.roofline.work`.
     scratch
         Bytes of memory for values that live in it alone, for each thread; on a GPU, its workspace.
+    is_settled
+        Whether it runs only when weights are others than at the last call.
     least
         The least seconds that the machine needs, with as many threads: for the operations at its
         peak; for what the region reads and writes of others, and for all that its kernels move
@@ -51,6 +53,7 @@ class Line:
     moved: float
     scratch: int
     least: float | None
+    is_settled: bool = False
 
     @property
     def fraction(self) -> float | None:
@@ -96,21 +99,23 @@ class StepReport:
     def __str__(self) -> str:
         if self.host_seconds is not None:
             return self._of_launches()
-        total = sum(line.seconds for line in self.lines) or 1.0
+        at_each_call = [line for line in self.lines if not line.is_settled]
+        total = sum(line.seconds for line in at_each_call) or 1.0
         rows = [(
             "", "time", "share", "MFLOP", "KB moved", "GFLOP/s", "GB/s", "of roof", "pieces",
             "scratch", "what",
         )]  # fmt: skip
         for line in self.lines:
             pieces = f"{line.shards} x {line.chunk}" if line.chunk else "1"
+            share = "once" if line.is_settled else f"{line.seconds / total:.0%}"
             rows.append((
-                line.function, f"{line.seconds * 1e6:,.0f} us", f"{line.seconds / total:.0%}",
+                line.function, f"{line.seconds * 1e6:,.0f} us", share,
                 f"{line.flops / 1e6:,.2f}", f"{line.moved / 1024:,.0f}",
                 f"{line.flops / line.seconds / 1e9:.1f}", f"{line.moved / line.seconds / 1e9:.1f}",
                 f"{line.fraction:.0%}", pieces, f"{line.scratch / 1024:,.0f} KB", line.does,
             ))  # fmt: skip
         lines = _table(rows)
-        fraction = sum(line.least for line in self.lines) / total
+        fraction = sum(line.least for line in at_each_call) / total
         scratch = max((line.scratch for line in self.lines), default=0)
         threads = "one thread" if self.threads == 1 else f"each of {self.threads} threads"
         lines += [
@@ -119,6 +124,8 @@ class StepReport:
             f"without planning {self.unplanned / 1024:,.0f} KB",
             f"{self.name}: {total * 1e3:,.2f} ms in regions, {fraction:.0%} of the roof",
         ]
+        if len(at_each_call) < len(self.lines):
+            lines.append("once: runs only when weights are others than at the last call")
         return "\n".join(lines)
 
     def _of_launches(self) -> str:
@@ -169,6 +176,7 @@ def report(executable: Executable) -> StepReport:
                 moved,
                 region.scratch_bytes,
                 _least(region, flops, moved, min(executable.threads, region.shards)),
+                region.is_settled,
             )
         )
     scratch = executable.threads * max((line.scratch for line in lines), default=0)

@@ -1,23 +1,28 @@
 """Clean a trace up: fold what is constant, compute nothing twice, nothing that nobody reads.
 
-First, ops that are made of simpler ones are written out as these, so that they can be fused. What
-changes no value goes, too: ``x * 1``, ``-(-x)``. The rules hold for every ``x``, infinite and
+First, normalisation by running statistics goes into the weights of the convolution before it, and
+ops that are made of simpler ones are written out as these, so that they can be fused. What changes
+no value goes, too: ``x * 1``, ``-(-x)``. The rules hold for every ``x``, infinite and
 undefined ones and the sign of zero included; so ``x + 0`` stays, which makes 0 of -0. Then work is
 moved to where there is less of it: relu behind max pooling, sums before what spreads them out, and
-a bias into the product that it is added to.
+a bias and relu into the product that they follow.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
 from .. import dispatch
 from ..array import Array, Spec, State, Symbol
 from ..dispatch import apply
+from ..ops.convolution import conv2d
+from ..ops.elementwise import sqrt
+from ..ops.linalg import linear
 from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
 from .trace import trace as trace_of
 
@@ -32,22 +37,32 @@ def simplify(trace: Trace) -> tuple[list[Equation], list[Array]]:
     Equations that write states all stay.
     """
     folded: list[Array] = []
-    equations = _needed(trace, _distinct(trace, list(_expanded(trace)), folded))
+    equations = _needed(trace, _distinct(trace, _written_out(trace), folded))
     equations = _relu_after_pooling(trace, _with_biases(trace, equations))
+    equations = _with_relus(trace, equations)
     return _needed(trace, _summed_before_unpooling(equations)), folded
 
 
-def _expanded(trace: Trace) -> Iterator[Equation]:
+def _written_out(trace: Trace) -> list[Equation]:
     """Write out the ops that say how; on a GPU, where sums are not fused, kernels do less."""
     specs = dict(enumerate(trace.inputs))
     for equation in trace.equations:
         specs |= zip(equation.outputs, equation.specs, strict=True)
     numbers = count(max(specs, default=-1) + 1)
+    products = _products_to_scale(trace, specs)
+    result: list[Equation] = []
     for equation in trace.equations:
-        if equation.op.expand is None or equation.specs[0].device != "cpu":
-            yield equation
+        if equation.specs[0].device != "cpu":
+            result.append(equation)
+        elif equation.outputs[0] in products:
+            scaled = _scaled(products[equation.outputs[0]], equation)
+            result += _as(scaled, equation, specs, numbers)
+        elif equation.op.expand is not None:
+            expand = partial(equation.op.expand, **equation.params)
+            result += _as((expand, equation.inputs), equation, specs, numbers)
         else:
-            yield from _written_out(equation, specs, numbers)
+            result.append(equation)
+    return result
 
 
 def _spec_of(operand: Operand, specs: dict[int, Spec]) -> Spec:
@@ -56,16 +71,19 @@ def _spec_of(operand: Operand, specs: dict[int, Spec]) -> Spec:
     return operand.leaf.spec if isinstance(operand, GradientOf) else operand.spec
 
 
-def _written_out(
-    equation: Equation, specs: dict[int, Spec], numbers: Iterator[int]
+def _as(
+    applied: tuple[Callable, tuple[Operand, ...]],
+    equation: Equation,
+    specs: dict[int, Spec],
+    numbers: Iterator[int],
 ) -> Iterator[Equation]:
-    """Yield the equations that an op is made of; the values between them take new numbers."""
+    """Yield the equations of a function of some operands, whose result is that of an equation.
 
-    def expand(*inputs: Array) -> Array:
-        return equation.op.expand(*inputs, **equation.params)
-
-    inner = trace_of(expand, *(Array(Symbol(0, ""), _spec_of(x, specs)) for x in equation.inputs))
-    known: dict[int, Operand] = dict(enumerate(equation.inputs))
+    The values between them take new numbers.
+    """
+    function, inputs = applied
+    inner = trace_of(function, *(Array(Symbol(0, ""), _spec_of(x, specs)) for x in inputs))
+    known: dict[int, Operand] = dict(enumerate(inputs))
     for part in inner.equations:
         for number in part.outputs:
             is_result = number == inner.result.number
@@ -76,6 +94,57 @@ def _written_out(
             outputs=tuple(known[number].number for number in part.outputs),
             part_of=equation.op.name,
         )
+
+
+def _products_to_scale(trace: Trace, specs: dict[int, Spec]) -> dict[int, Equation]:
+    """Return by the results of normalisations the products whose weights they may scale.
+
+    That is in evaluation, where nobody changes the weights and reads the product itself.
+    """
+    kept, readers = _returned(trace), _readers(trace.equations)
+    changing = {id(target) for equation in trace.equations for target in equation.targets or ()}
+    made = {equation.outputs[0]: equation for equation in trace.equations}
+
+    def is_settled(operand: Operand) -> bool:
+        return isinstance(operand, Array) and id(operand) not in changing
+
+    found = {}
+    for equation in trace.equations:
+        if equation.op.name != "batch_norm" or equation.params["training"]:
+            continue
+        x, *statistics = equation.inputs
+        product = made.get(_number(x))
+        if product is None or product.op.name not in BIASED:
+            continue
+        is_alone = len(readers[x.number]) == 1 and x.number not in kept
+        has_columns = product.op.name != "matmul" or _is_linear(product, specs)
+        if is_alone and has_columns and all(map(is_settled, (*product.inputs[1:3], *statistics))):
+            found[equation.outputs[0]] = product
+    return found
+
+
+def _is_linear(product: Equation, specs: dict[int, Spec]) -> bool:
+    """Return whether a product is one with a matrix, neither operand transposed."""
+    is_turned = product.params["transpose_a"] or product.params["transpose_b"]
+    return not is_turned and _spec_of(product.inputs[1], specs).ndim == 2
+
+
+def _scaled(product: Equation, norm: Equation) -> tuple[Callable, tuple[Operand, ...]]:
+    """Return a product and its normalisation as a function, and the operands of it.
+
+    ``((x * w + b) - mean) * scale + shift`` is ``x * (w * scale) + ((b - mean) * scale + shift)``.
+    """
+    window = {name: value for name, value in product.params.items() if name != "relu"}
+
+    def function(x, weight, bias, gamma, beta, mean, var):
+        scale = gamma / sqrt(var + norm.params["eps"])
+        shift = beta - mean * scale
+        bias = bias * scale + shift if bias.size else shift
+        if product.op.name == "matmul":
+            return linear(x, weight * scale, bias)
+        return conv2d(x, weight * scale, bias, **window)
+
+    return function, (*product.inputs[:3], *norm.inputs[1:])
 
 
 def _distinct(trace: Trace, equations: list[Equation], folded: list[Array]) -> list[Equation]:
@@ -229,6 +298,25 @@ def _with_biases(trace: Trace, equations: list[Equation]) -> list[Equation]:
                     break
         result[number] = equation
     return list(result.values())
+
+
+def _with_relus(trace: Trace, equations: list[Equation]) -> list[Equation]:
+    """Let products and convolutions store max(out, 0), where that alone is read."""
+    kept, readers = _returned(trace), _readers(equations)
+    gone: set[int] = set()
+    result = []
+    for equation in equations:
+        number = equation.outputs[0]
+        if number in gone:
+            continue
+        if equation.op.name in BIASED and number not in kept:
+            (reader, *others) = readers[number]
+            if reader.op.name == "relu" and not others:
+                params = {**equation.params, "relu": True}
+                equation = replace(equation, params=params, outputs=reader.outputs)
+                gone.update(reader.outputs)
+        result.append(equation)
+    return result
 
 
 def _readers(equations: list[Equation]) -> dict[int, list[Equation]]:

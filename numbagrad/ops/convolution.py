@@ -64,7 +64,7 @@ def sliding_extents(
 # ---------------------------------------------------------------- the three ops
 
 
-def _conv2d_infer(x, weight, bias, bank, *, stride, padding, dilation, groups):
+def _conv2d_infer(x, weight, bias, bank, *, stride, padding, dilation, groups, relu):
     require_float("conv2d", x, weight, bias, bank)
     if x.ndim != 4 or weight.ndim != 4:
         raise ShapeError(
@@ -136,19 +136,21 @@ def _forward(x, weight, bias, **window) -> Array:
     """Choose a kernel, lay the weight out as it reads it, and convolve."""
     none = nothing(x.dtype, x.device)
     bias = none if bias is None else bias
+    # A compiled step may set `relu`: the op's result is max(out, 0) then.
+    params = {**window, "relu": False}
     images = x.ndim == weight.ndim == 4 and weight.dtype in FLOATS
     if weight.device != "cpu" or not images:
-        return apply(_CONV2D, x, weight, bias, none, **window)  # what does not fit, the op says
+        return apply(_CONV2D, x, weight, bias, none, **params)  # what does not fit, the op says
     way = _way(x.shape, weight.shape, allowed=_winograd, **window)
     if way == "depthwise":
-        return apply(_DEPTHWISE, x, weight, bias, none, **window)
+        return apply(_DEPTHWISE, x, weight, bias, none, **params)
     if _in_planes(weight.shape[3], weight.dtype.itemsize, way):
-        return apply(_PLANAR, x, weight, bias, none, **window)
+        return apply(_PLANAR, x, weight, bias, none, **params)
     strips = apply(_BANK, weight, groups=window["groups"])
     if way == "winograd":
         planes = apply(_WINOGRAD_BANK, strips, depth=weight.shape[2], columns=weight.shape[3])
-        return apply(_WINOGRAD, x, weight, bias, planes, **window)
-    return apply(_CONV2D, x, weight, bias, strips, **window)
+        return apply(_WINOGRAD, x, weight, bias, planes, **params)
+    return apply(_CONV2D, x, weight, bias, strips, **params)
 
 
 def _backward_input(grad_out, weight, extents, **window) -> Array:
@@ -263,8 +265,13 @@ TILE_PIXELS = 64  # at least so many pixels are done at a time: several images, 
 
 
 def _views(call: Call) -> Views:
-    scalars = call.stride, call.padding, call.dilation, call.groups
+    scalars = call.stride, call.padding, call.dilation, call.groups, *_activation(call)
     return Views(tuple(x.shape for x in call.inputs), (call.outputs[0].shape,), scalars)
+
+
+def _activation(call: Call) -> tuple[bool, ...]:
+    """Return whether relu follows, for the forward kernels."""
+    return (call.relu,) if "relu" in call.params else ()
 
 
 def _images(call: Call) -> Spec:
@@ -463,7 +470,8 @@ def _tiles_of(extents: Pair) -> int:
 
 
 def _winograd_views(call: Call) -> Views:
-    return Views(tuple(x.shape for x in call.inputs), (call.outputs[0].shape,), (call.padding,))
+    scalars = call.padding, *_activation(call)
+    return Views(tuple(x.shape for x in call.inputs), (call.outputs[0].shape,), scalars)
 
 
 def _winograd_room(call: Call) -> tuple[int, tuple[int, int]]:

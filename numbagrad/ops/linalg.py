@@ -46,7 +46,7 @@ def nothing(dtype: np.dtype, device: str) -> Array:
     return asarray(np.zeros(0, dtype), device=device)
 
 
-def _matmul_infer(a, b, bias, *, transpose_a, transpose_b):
+def _matmul_infer(a, b, bias, *, transpose_a, transpose_b, relu):
     require_float("matmul", a, b, bias)
     m, k = _rows_columns(a.shape, transpose_a)
     k_b, n = _rows_columns(b.shape, transpose_b)
@@ -62,12 +62,13 @@ def _matmul_infer(a, b, bias, *, transpose_a, transpose_b):
 def _matmul_views(call: Call) -> Views:
     """See everything flat.
 
-    Parameters are n, k, the width of a's rows, and which rows and columns of out.
+    Other parameters are n, k, the width of a's rows, and which rows and columns of out.
     """
     a = call.inputs[0]
     m, n = call.outputs[0].shape[-2:]
     k = _rows_columns(a.shape, call.transpose_a)[1]
-    return flat(call, call.transpose_a, call.transpose_b, n, k, a.shape[-1], 0, m, 0, n)
+    turns = call.transpose_a, call.transpose_b
+    return flat(call, *turns, call.relu, n, k, a.shape[-1], 0, m, 0, n)
 
 
 def _matmul_workspace(call: Call):
@@ -210,7 +211,9 @@ def _matmul(
         return reshape(out, (*a.shape[:-1], out.shape[-1]))
     if bias is None:
         bias = nothing(b.spec.dtype, b.spec.device)
-    return apply(_MATMUL, a, b, bias, transpose_a=transpose_a, transpose_b=transpose_b)
+    # A compiled step may set `relu`: the op's result is max(out, 0) then.
+    turns = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    return apply(_MATMUL, a, b, bias, **turns, relu=False)
 
 
 def matmul(a: Any, b: Any) -> Array:
