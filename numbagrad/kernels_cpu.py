@@ -2159,8 +2159,9 @@ def winograd_backward_weight(
     no_bias, flat_sums = line[:0], sums.reshape(-1)
     flat_inputs, flat_grads = input_planes.reshape(-1), grad_planes.reshape(-1)
     room = (grad_planes.shape[1] - lanes) // group  # a vector is kept free: see the workspace
-    sums.fill(0)
     total = images * ((height + 3) // 4) * ((width + 3) // 4)
+    if total == 0:
+        sums.fill(0)
     chunk = _at_a_time(total, room)
     for first in range(0, total, chunk):
         tiles = min(chunk, total - first)
@@ -2172,7 +2173,7 @@ def winograd_backward_weight(
                 _strip(
                     flat_inputs, i * input_planes.shape[1], rows, taps, tiles, depth,
                     flat_grads, i * grad_planes.shape[1] + k * tiles, pitch, no_bias, 0,
-                    flat_sums, i * sums.shape[1] + k, places, channels, pitch, True, False,
+                    flat_sums, i * sums.shape[1] + k, places, channels, pitch, first > 0, False,
                 )  # fmt: skip
     for c in range(channels):
         for k in range(0, out_channels, lanes):

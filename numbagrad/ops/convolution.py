@@ -479,9 +479,13 @@ def _winograd_room(call: Call) -> tuple[int, tuple[int, int]]:
     images = _images(call)
     itemsize, channels = images.dtype.itemsize, call.inputs[0].shape[3]
     widths = strip_width(channels, itemsize), _strips_width(images.shape[3], itemsize)
-    room = WINOGRAD_BYTES // (PLANES * itemsize * (widths[0] + widths[1]))
+    room = max(WINOGRAD_BYTES // (PLANES * itemsize * (widths[0] + widths[1])), 4 * TILE_ROWS)
+    if "kernel_size" in call.params:
+        # All planes of the gradient are read and written for each group of tiles: these are many
+        # enough for the tiles' own planes to be as large.
+        room = max(room, widths[0] * widths[1] // (widths[0] + widths[1]))
     total = images.shape[0] * _tiles_of(images.shape[1:3])
-    tiles = max(1, min(max(room, 4 * TILE_ROWS), total))
+    tiles = max(1, min(room, total))
     return -(-tiles // FULL_ROWS) * FULL_ROWS, widths
 
 
