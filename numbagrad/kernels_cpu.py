@@ -1811,15 +1811,15 @@ PLANES = 36
 @njit
 def _to_planes(d0, d1, d2, d3, d4, d5):
     """B^T d."""
-    even, odd = d4 - 4 * d2, d3 - 4 * d1
-    even2, odd2 = d4 - d2, 2 * (d3 - d1)
+    even, odd = simd.fma(d2, -4, d4), simd.fma(d1, -4, d3)
+    even2, odd2 = d4 - d2, d3 - d1
     return (
-        4 * d0 - 5 * d2 + d4,
+        simd.fma(d0, 4, simd.fma(d2, -5, d4)),
         even + odd,
         even - odd,
-        even2 + odd2,
-        even2 - odd2,
-        4 * d1 - 5 * d3 + d5,
+        simd.fma(odd2, 2, even2),
+        simd.fma(odd2, -2, even2),
+        simd.fma(d1, 4, simd.fma(d3, -5, d5)),
     )
 
 
@@ -1830,26 +1830,39 @@ def _from_planes(m0, m1, m2, m3, m4, m5):
     sum2, difference2 = m3 + m4, m3 - m4
     return (
         m0 + sum1 + sum2,
-        difference1 + 2 * difference2,
-        sum1 + 4 * sum2,
-        difference1 + 8 * difference2 + m5,
+        simd.fma(difference2, 2, difference1),
+        simd.fma(sum2, 4, sum1),
+        simd.fma(difference2, 8, difference1) + m5,
     )
 
 
 @njit
 def _filter_planes(g0, g1, g2):
     """G g."""
-    ends, ends4 = (g0 + g2) * (-1 / 6), g0 * (1 / 24) + g2 * (1 / 6)
-    middle, middle4 = g1 * (-1 / 6), g1 * (1 / 12)
-    return g0 * (1 / 4), ends + middle, ends - middle, ends4 + middle4, ends4 - middle4, g2
+    ends, ends4 = (g0 + g2) * (-1 / 6), simd.fma(g0, 1 / 24, g2 * (1 / 6))
+    return (
+        g0 * (1 / 4),
+        simd.fma(g1, -1 / 6, ends),
+        simd.fma(g1, 1 / 6, ends),
+        simd.fma(g1, 1 / 12, ends4),
+        simd.fma(g1, -1 / 12, ends4),
+        g2,
+    )
 
 
 @njit
 def _grad_planes(y0, y1, y2, y3):
     """A y."""
     even, odd = y0 + y2, y1 + y3
-    even2, odd2 = y0 + 4 * y2, 2 * y1 + 8 * y3
-    return y0, even + odd, even - odd, even2 + odd2, even2 - odd2, y3
+    even2, odd2 = simd.fma(y2, 4, y0), simd.fma(y3, 4, y1)
+    return (
+        y0,
+        even + odd,
+        even - odd,
+        simd.fma(odd2, 2, even2),
+        simd.fma(odd2, -2, even2),
+        y3,
+    )
 
 
 @njit
@@ -1858,9 +1871,9 @@ def _from_filter_planes(u0, u1, u2, u3, u4, u5):
     sum1, difference1 = (u1 + u2) * (-1 / 6), (u2 - u1) * (1 / 6)
     sum2, difference2 = u3 + u4, u3 - u4
     return (
-        u0 * (1 / 4) + sum1 + sum2 * (1 / 24),
-        difference1 + difference2 * (1 / 12),
-        sum1 + sum2 * (1 / 6) + u5,
+        simd.fma(u0, 1 / 4, simd.fma(sum2, 1 / 24, sum1)),
+        simd.fma(difference2, 1 / 12, difference1),
+        simd.fma(sum2, 1 / 6, sum1) + u5,
     )
 
 
