@@ -272,6 +272,10 @@ class ContentCache:
         digest = hashlib.sha256(text.encode()).hexdigest()[:24]
         return cache_dir() / f"{self._function.__name__}-{digest}.nbc"
 
+    def has(self, signature: tuple, codegen) -> bool:
+        """Return whether there is a file for arguments of these types."""
+        return self.key is not None and self._path(signature, codegen).exists()
+
     def load_overload(self, signature, target_context) -> CompileResult | None:
         if self.key is None:
             return None
@@ -311,18 +315,8 @@ class _Compiler(_FunctionCompiler):
     content_key: Callable[[], str | None]
 
     def compile(self, args, return_type):
-        if not _compiling.depth:
-            timer = threading.Timer(ANNOUNCE_AFTER, announce, [self.py_func.__name__])
-            timer.daemon = True
-            timer.start()
-        _compiling.depth += 1
-        try:
-            with _named_by_content(self.py_func, self.content_key()):
-                return super().compile(args, return_type)
-        finally:
-            _compiling.depth -= 1
-            if not _compiling.depth:
-                timer.cancel()
+        with announced(self.py_func.__name__), _named_by_content(self.py_func, self.content_key()):
+            return super().compile(args, return_type)
 
 
 @contextlib.contextmanager
@@ -345,6 +339,22 @@ class _Compiling(threading.local):
 
 
 _compiling = _Compiling()
+
+
+@contextlib.contextmanager
+def announced(name: str) -> Iterator[None]:
+    """Announce what is being compiled if it takes long, unless it is a part of something else."""
+    if not _compiling.depth:
+        timer = threading.Timer(ANNOUNCE_AFTER, announce, [name])
+        timer.daemon = True
+        timer.start()
+    _compiling.depth += 1
+    try:
+        yield
+    finally:
+        _compiling.depth -= 1
+        if not _compiling.depth:
+            timer.cancel()
 
 
 def announce(name: str) -> None:
@@ -398,6 +408,10 @@ class Kernel(CPUDispatcher):
     def content_key(self) -> str | None:
         """What `content_key` said of its function when it was compiled."""
         return self._cache.key
+
+    def is_compiled(self, kinds: tuple[types.Type, ...]) -> bool:
+        """Return whether it is compiled for arguments of these types, here or on disk."""
+        return kinds in self.overloads or self._cache.has(kinds, self.targetctx.codegen())
 
     @functools.cached_property
     def _callee(self) -> CPUDispatcher:

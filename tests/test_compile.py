@@ -1021,7 +1021,7 @@ def test_no_space_for_source(cache, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         write_atomically(path, content)
 
-    monkeypatch.setattr("numbagrad.compiler.compiled.write_atomically", full)
+    monkeypatch.setattr("numbagrad.compiler.modules.write_atomically", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert ng.compile(lambda x: 3.0 / x - (x - 1.0))(ng.asarray([1.0])).item() == 3.0
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import itertools
 import operator
 import sys
@@ -12,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -25,58 +22,22 @@ from ..jit import (
     OURS,
     Kernel,
     address_of,
-    cache_dir,
     entry_address,
     function_of,
-    instead_of,
     is_settled,
     words_of,
-    write_atomically,
 )
 from ..ops.custom import reads
+from .crew import Crew
 from .emit_cpu import Source
 from .graph import Buffer, Ref, Region
 from .linkage import link
+from .modules import load_module, safe_name
 from .trace import Trace, map_leaves
 
 REMEMBERED = 100  # calls
-
-
-def load_module(text: str, name: str):
-    """Write source into the cache and import it; the same text is the same module."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    module_name = f"numbagrad.compiled_{digest}"
-    with _loading:
-        if module_name not in sys.modules:
-            _load(text, module_name, f"{name}_{digest}.py")
-        return sys.modules[module_name]
-
-
-_loading = threading.Lock()
-
-
-def _load(text: str, module_name: str, file_name: str) -> None:
-    folder = cache_dir() / "compiled"
-    try:
-        path = _written(text, folder / file_name)
-    except OSError as error:
-        path = _written(text, instead_of(folder, error) / file_name)
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[module_name]
-        raise
-
-
-def _written(text: str, path: Path) -> Path:
-    """Return the path of a file in the cache that holds a text, written now if it is not there."""
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, text.encode())
-    return path
+#: The types of a region's arguments: memory, scratch, shard, first, stop.
+REGION = tuple(map(numba.typeof, (np.zeros(1, np.int64), np.zeros(1, np.uint8), 0, 0, 0)))
 
 
 class Executable:
@@ -183,8 +144,13 @@ class CPUExecutable(Executable):
         for slot, what in enumerate(self.source.slots):
             self._place(slot, what)
         self._plan_kept()
-        self._link()
-        module = load_module(self.source.text, safe_name(plan.name))
+        emitted = source.text, safe_name(plan.name)
+        with Crew(emitted) as crew:
+            self._link(crew)
+            module = load_module(*emitted)
+            functions = [getattr(module, name) for name in source.functions]
+            if not numba.config.DISABLE_JIT:
+                crew.compile([(function, REGION) for function in functions])
         copies = numba.config.NUMBA_NUM_THREADS
         most = max((region.scratch_bytes for region in plan.regions), default=0)
         self._scratch = devices.aligned(most * copies + devices.LINE)
@@ -192,8 +158,8 @@ class CPUExecutable(Executable):
         self.seconds = [deque(maxlen=REMEMBERED) for _ in plan.regions]
         self.threads = 1  # in the last call
         self._runs = [
-            self._runner(getattr(module, name), region)
-            for name, region in zip(self.source.functions, plan.regions, strict=True)
+            self._runner(function, region)
+            for function, region in zip(functions, plan.regions, strict=True)
         ]
         settled = [region for region in plan.regions if region.is_settled]
         self._settled = len(settled)  # these come first
@@ -239,15 +205,20 @@ class CPUExecutable(Executable):
         is_read = bool(self._gradients_read)  # a new gradient must not overwrite what it adds to
         self._shared = _Shared(others, slots, given, self._part, is_read)
 
-    def _link(self) -> None:
+    def _link(self, crew: Crew) -> None:
         """Have all kernels compiled, or loaded, that the emitted code calls by name."""
         if numba.config.DISABLE_JIT:
             return
-        for name, calls in self.source.calls.items():
-            kernel = self.source.kernels[name]
-            for kinds in calls:
-                if isinstance(kernel, Kernel):  # another of Numba's is built into its caller
-                    link(kernel, kinds)
+        found = [(self.source.kernels[name], calls) for name, calls in self.source.calls.items()]
+        jobs = [
+            (kernel, kinds)
+            for kernel, calls in found
+            if isinstance(kernel, Kernel)  # another of Numba's is built into its caller
+            for kinds in sorted(calls, key=str)
+        ]
+        crew.compile(jobs)
+        for kernel, kinds in jobs:
+            link(kernel, kinds)
 
     def _runner(self, function, region: Region):
         size = max(region.scratch_bytes, 1)
@@ -390,8 +361,3 @@ def _run_in_turn(function, rows) -> None:
     with np.errstate(all="ignore"):  # lanes beyond an end may divide 0 by 0
         for row in rows:
             function(*row)
-
-
-def safe_name(name: str) -> str:
-    """Return a function's name as part of a file's."""
-    return "".join(c if c.isalnum() else "_" for c in name)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..array import Array
-from .compiled import REMEMBERED, Executable, load_module, safe_name
+from .compiled import REMEMBERED, Executable
 from .emit_cuda import Source, View
 from .graph import Buffer
+from .modules import load_module, safe_name
 from .trace import Trace
 
 
