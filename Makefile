@@ -34,7 +34,7 @@ test: $(DEV) ## CPU tests, the kernels without JIT, a smoke test of the CUDA sim
 ifeq ($(shell uname -s),Darwin)
 	@echo "No CUDA simulator on macOS: its smoke test is left out."
 else
-	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -m smoke tests/cuda/sim
+	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -m smoke tests/cuda/sim tests/cuda/device
 endif
 
 # Kernels as compiled for other processors: AVX2, and neither AVX nor FMA. Not on ARM, whose
@@ -51,7 +51,7 @@ test-cpus: $(DEV) ## part of the CPU tests with kernels as for other, simpler pr
 	done
 
 test-cuda: $(CUDA) ## CUDA tests without a GPU: the simulator, then every kernel compiled offline
-	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -n $(WORKERS) tests/cuda/sim
+	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -n $(WORKERS) tests/cuda/sim tests/cuda/device
 	$(PYTEST) -n $(WORKERS) tests/cuda/offline
 
 test-peers: $(PEERS) ## the same numbers as PyTorch
