@@ -7,9 +7,9 @@ comes and as a CUDA graph, and CuPy where it has the operation.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 
 import numbagrad as ng
 
-from .. import networks, peers
+from .. import networks, peers, precision
 from ..measure import Case, Contender, Run
 from ..optional import cupy
 from ..peers import FILTER, IMAGE, PLAIN, Operation
@@ -94,7 +94,7 @@ def gpu_works() -> bool:
 
 
 def prepare_peers() -> None:
-    """Let PyTorch choose its fastest algorithms, in true float32 unless said otherwise.
+    """Let PyTorch choose its fastest algorithms; without `precision`, of those in true float32.
 
     Raises
     ------
@@ -103,8 +103,8 @@ def prepare_peers() -> None:
     """
     if on_gpu() and not torch.cuda.is_available():
         raise RuntimeError(f"PyTorch {torch.__version__} finds no GPU: it is needed as the peer")
-    set_their_tf32(False)
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False  # is on by default
 
 
 def their_device() -> str:
@@ -115,31 +115,12 @@ def their_device() -> str:
 # ------------------------------------------------------------------ precision
 
 
-@contextlib.contextmanager
-def our_tf32() -> Iterator[None]:
-    """Let our matrix products and convolutions round their inputs to tf32."""
-    with ng.matmul_precision("high"):
-        yield
-
-
-def set_their_tf32(on: bool) -> None:
-    """Let PyTorch's do so, or not."""
-    torch.backends.cuda.matmul.allow_tf32 = on
-    torch.backends.cudnn.allow_tf32 = on
-
-
-@contextlib.contextmanager
-def their_tf32() -> Iterator[None]:
-    """Let PyTorch's do so for a while."""
-    set_their_tf32(True)
-    try:
-        yield
-    finally:
-        set_their_tf32(False)
+our_tf32 = partial(precision.ours, "high")
+their_tf32 = partial(precision.theirs, "high")
 
 
 def within(
-    context: Callable[[], contextlib.AbstractContextManager],
+    context: Callable[[], AbstractContextManager],
     way: Contender,
     tolerance: float = TF32_TOLERANCE,
 ) -> Contender:
