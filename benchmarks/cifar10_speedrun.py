@@ -26,6 +26,7 @@ import numpy as np
 import typer
 
 import numbagrad as ng
+from numbagrad.errors import DataError
 from numbagrad.models import ResidualBlock
 
 from . import precision
@@ -388,7 +389,11 @@ def main(
         data = prepare(*made_up(9, 8), settings.padding)
     else:
         settings = Settings(epochs, batch, width, lr, seed=seed, precision=level)
-        train_set, test_set = ng.data.cifar10()
+        try:
+            train_set, test_set = ng.data.cifar10()
+        except DataError as error:
+            print(error)
+            raise typer.Exit(1) from None
         if images is not None:
             train_set, test_set = train_set.take(images), test_set.take(min(images, len(test_set)))
         data = prepare(train_set, test_set, settings.padding)

@@ -135,3 +135,37 @@ def test_examples():
 def test_unknown_part(tmp_path):
     with pytest.raises(command.typer.BadParameter, match="known are smoke"):
         command.main(only=["nothing"], out=tmp_path)
+
+
+def a_run(tmp_path):
+    return command.Run(tmp_path, rehearse=False, workers=1, soak_seconds=1, peer=False)
+
+
+def test_output_goes_to_the_log_too(tmp_path, capsys):
+    run = a_run(tmp_path)
+    assert run.command("-c", "import sys; print('said'); sys.exit(5)", seconds=60) == 5
+    assert capsys.readouterr().out == "said\n"
+    assert (tmp_path / "log.txt").read_text() == "said\n"
+
+
+def test_what_takes_too_long_may_say_how_far_it_came(tmp_path):
+    program = "\n".join([
+        "import time, subprocess, sys",
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])",
+        "print('begun')",
+        "try:",
+        "    time.sleep(100)",
+        "except KeyboardInterrupt:",
+        "    print('so far')",
+    ])  # fmt: skip
+    assert a_run(tmp_path).command("-c", program, seconds=3) is None
+    assert (tmp_path / "log.txt").read_text().split("\n")[0] == "begun"
+    assert "so far" in (tmp_path / "log.txt").read_text()
+
+
+def test_no_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with pytest.raises(command.typer.Exit) as caught:
+        command.main(out=tmp_path)
+    assert caught.value.exit_code == 2
+    assert "no GPU: device 'cuda' cannot be used" in (tmp_path / "log.txt").read_text()

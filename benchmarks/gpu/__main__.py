@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.util
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 from rich.console import Console
@@ -26,6 +29,7 @@ README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 DEVICE_TESTS = "tests/cuda/device"
 SOAK = f"{DEVICE_TESTS}/test_soak.py"
 MARGIN = 15  # seconds that a part may take to end, beyond those it was told
+LAST_WORDS = 8  # seconds for what is out of time to say how far it came
 TRIES = 4  # processes of the benchmarks that may die
 
 CHECK = """
@@ -75,21 +79,34 @@ class Run:
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **settings}
         if self.rehearse:
             environment["NUMBA_ENABLE_CUDASIM"] = "1"
-        script = 'exec "$@" 2>&1 | tee -a "$LOG"; exit ${PIPESTATUS[0]}'
         process = subprocess.Popen(
-            ["bash", "-c", script, "bash", sys.executable, *words],
-            env={**environment, "LOG": str(self.out / "log.txt")},
-            cwd=ROOT,
-            start_new_session=True,  # so that all of it can be ended
-        )
+            [sys.executable, *words],
+            env=environment, cwd=ROOT, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that all that it starts can be ended
+        )  # fmt: skip
+        reader = threading.Thread(target=self._copy, args=(process.stdout,))
+        reader.start()
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
+            self.note(f"out of time after {seconds:.0f} s")
+            process.send_signal(signal.SIGINT)  # pytest then says what has failed so far
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LAST_WORDS)
             return None
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, 9)
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            reader.join()
+
+    def _copy(self, lines: IO[str]) -> None:
+        with lines, (self.out / "log.txt").open("a") as log:
+            for line in lines:
+                sys.stdout.write(line)
+                log.write(line)
+                log.flush()
 
     def note(self, text: str) -> None:
         """Print a line, and add it to ``log.txt``."""
