@@ -111,11 +111,11 @@ def require_close(result: Sequence, reference: Sequence, tolerance: float) -> No
     if len(result) != len(reference):
         raise WrongResult(f"{len(result)} outputs; {len(reference)} were expected")
     for k, (ours, theirs) in enumerate(zip(result, reference, strict=True)):
-        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        ours, theirs = np.asarray(ours), np.asarray(theirs)
         if ours.shape != theirs.shape:
             raise WrongResult(f"output {k} has shape {ours.shape}; {theirs.shape} was expected")
-        scale = np.abs(theirs).max(initial=0.0) or 1.0
-        error = np.abs(ours - theirs).max(initial=0.0) / scale
+        scale = float(max(theirs.max(initial=0), -theirs.min(initial=0))) or 1.0
+        error = np.abs(np.subtract(ours, theirs, dtype=np.float64)).max(initial=0.0) / scale
         if not error <= tolerance:  # NaN too
             raise WrongResult(f"output {k} is off by {error:.1e} of its largest element")
 

@@ -12,6 +12,8 @@ import numbagrad as ng
 
 from ..measure import Contender, Run
 
+SLACK = 3e-3  # seconds that waiting for the GPU may take beyond its work
+
 
 def synchronize() -> None:
     """Wait until all libraries' work on the GPU is done."""
@@ -27,16 +29,31 @@ def our_stream() -> int:
 
 
 def events(contender: Contender, run: Run, ks: Sequence[int]) -> tuple[float, Any]:
-    """Take the time between two CUDA events on the contender's stream, around the work."""
+    """Take the time between two CUDA events on the contender's stream, around the work.
+
+    Raises
+    ------
+    RuntimeError
+        If the work was not done between the events: then it is on another stream.
+    """
     address = contender.stream()
     stream = torch.cuda.ExternalStream(address) if address else torch.cuda.default_stream()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    synchronize()
+    started = time.perf_counter()
     start.record(stream)
     for k in ks:
         result = run(k)
     end.record(stream)
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3, result
+    synchronize()
+    waited = time.perf_counter() - started
+    seconds = start.elapsed_time(end) / 1e3
+    if seconds <= 0 or waited > 1.5 * seconds + SLACK:
+        raise RuntimeError(
+            f"events on stream {address:#x} are {seconds * 1e3:.3f} ms apart, but the work took "
+            f"{waited * 1e3:.3f} ms"
+        )
+    return seconds, result
 
 
 def host(contender: Contender, run: Run, ks: Sequence[int]) -> tuple[float, Any]:
