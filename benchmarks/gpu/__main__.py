@@ -77,8 +77,7 @@ class Run:
         """Run Python, its output to the terminal and to ``log.txt``; None if it took too long."""
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **settings}
-        if self.rehearse:
-            environment["NUMBA_ENABLE_CUDASIM"] = "1"
+        environment["NUMBA_ENABLE_CUDASIM"] = "1" if self.rehearse else "0"
         process = subprocess.Popen(
             [sys.executable, *words],
             env=environment, cwd=ROOT, text=True, errors="replace",

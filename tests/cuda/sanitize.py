@@ -22,7 +22,7 @@ PLACES = (
     "/usr/local/cuda/bin/compute-sanitizer",
     "/usr/local/cuda/compute-sanitizer/compute-sanitizer",
 )
-GRACE = 60  # seconds that the last case and the tool's start may take beyond --seconds
+GRACE = 30  # seconds that the last case and the tool's start may take beyond --seconds
 ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard")
 
 
