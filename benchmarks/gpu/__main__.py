@@ -29,6 +29,7 @@ README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 DEVICE_TESTS = "tests/cuda/device"
 SOAK = f"{DEVICE_TESTS}/test_soak.py"
 MARGIN = 15  # seconds that a part may take to end, beyond those it was told
+TEN_MINUTES = 570.0  # seconds, less what it takes to begin and to end
 LAST_WORDS = 8  # seconds for what is out of time to say how far it came
 TRIES = 4  # processes of the benchmarks that may die
 
@@ -51,7 +52,7 @@ class Part:
     Attributes
     ----------
     least, most
-        Seconds it is given: as many as are left for it, when each part behind it gets its least.
+        Seconds it is given: see `limit`.
     run
         Takes the run and the seconds; returns whether all is well.
     """
@@ -217,9 +218,13 @@ PARTS = {
 }
 
 
-def limit(part: Part, left: float, later: float) -> float:
-    """Return a part's seconds: what is left, less the least that the parts behind it need."""
-    return min(part.most, max(part.least, left - later))
+def limit(part: Part, seconds: float, left: float, later: float) -> float:
+    """Return a part's seconds: of those left, not those that the parts behind it need at least.
+
+    A part's most is meant for ten minutes altogether; who gives more seconds, gives it more.
+    """
+    most = part.most * max(1.0, seconds / TEN_MINUTES)
+    return min(most, max(part.least, left - later))
 
 
 # ------------------------------------------------------------------- command
@@ -235,7 +240,7 @@ def main(
     ] = None,
     seconds: Annotated[
         float, typer.Option(help="For everything: each part's limit follows from it.")
-    ] = 570.0,
+    ] = TEN_MINUTES,
     soak: Annotated[
         float | None, typer.Option(help="Seconds of training, eagerly and compiled each.")
     ] = None,
@@ -276,7 +281,7 @@ def main(
     summary: dict[str, dict] = {}
     for number, part in enumerate(chosen):
         later = sum(each.least for each in chosen[number + 1 :])
-        given = limit(part, end - time.monotonic(), later)
+        given = limit(part, seconds, end - time.monotonic(), later)
         run.note(f"=== {part.name}: {part.about}, at most {given:.0f} s")
         started = time.monotonic()
         well = part.run(run, given)
