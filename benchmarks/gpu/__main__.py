@@ -273,11 +273,11 @@ def main(
     if soak is None:
         soak = float(os.environ.get("NUMBAGRAD_SOAK_SECONDS", 2 if rehearse else 60))
     run = Run(folder, rehearse, workers, soak, peer)
+    end = time.monotonic() + seconds
     if run.command("-c", CHECK, seconds=120) != 0:
         run.note("Nothing was run. On the simulator, at tiny sizes: --rehearse")
         raise typer.Exit(2)
     chosen = [part for part in PARTS.values() if not only or part.name in only]
-    end = time.monotonic() + seconds
     summary: dict[str, dict] = {}
     for number, part in enumerate(chosen):
         later = sum(each.least for each in chosen[number + 1 :])
@@ -289,8 +289,9 @@ def main(
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         run.note(f"=== {part.name}: {'passed' if well else 'FAILED'}, "
                  f"{summary[part.name]['seconds']} s")  # fmt: skip
-    if publish and not rehearse:
-        _publish(_collect(run))
+    found = _collect(run)
+    if publish and found.machine and not rehearse:
+        _publish(found)
     run.note("  ".join(f"{name} {'passed' if each['passed'] else 'FAILED'}"
                        for name, each in summary.items()))  # fmt: skip
     if not all(each["passed"] for each in summary.values()):
@@ -315,4 +316,5 @@ def _publish(found: GpuReport) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended then, too
     typer.run(main)
