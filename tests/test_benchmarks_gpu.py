@@ -41,7 +41,10 @@ def some_report():
         result("bandwidth", "chain tanh(x y + x) exp(-y y)", floats, compiled=6e-6),
         result("launch", "64 floats, an op without gradient", ours=12e-6, torch=5e-6),
     ]  # fmt: skip
-    trained = {"seconds_to_target": 30.0, "accuracy": 94.1, "seconds": 32.0, "data": "some images"}
+    trained = {
+        "seconds_to_target": 30.0, "accuracy": 94.1, "seconds": 32.0, "data": "some images",
+        "settings": {"precision": "high"},
+    }  # fmt: skip
     return GpuReport(machine, "2026-11-24", 7, found, speedrun=trained)
 
 
@@ -86,7 +89,7 @@ def test_readme_block():
     assert "true float32, against cuBLAS | 0.5 | 0.8 | 0.95 |" in block
     assert "| CIFAR-10 speed run to 94 % | 30 s | at most 60 s | 20 s |" in block
     assert "PyTorch 2.11, CuPy 14.2, Numba 0.68" in block
-    assert "94.10 % after 32.0 s." in block
+    assert "trained on some images, in tf32, and ended at 94.10 % after 32.0 s." in block
     found.speedrun["peer"] = {"accuracy": 93.9, "seconds": 40.0}
     assert "after 32.0 s; PyTorch at 93.90 % after 40.0 s." in report.readme_block(found)
 
@@ -100,7 +103,7 @@ def test_report_survives_its_file(tmp_path):
     path = tmp_path / results.file_name(some_report().machine)
     some_report().save(path)
     assert GpuReport.load(path) == some_report()
-    assert command.stored(tmp_path) == some_report()
+    assert command.load(path) == command.load(tmp_path) == some_report()
 
 
 def test_a_file_tells_what_took_its_process_down(tmp_path):
@@ -115,6 +118,7 @@ def test_a_file_tells_what_took_its_process_down(tmp_path):
     assert found.fatal == ["gemm: b"]
     assert found.is_wrong
     assert [each.name for each in found.results] == ["a"]
+    assert command.load(path) == found
     assert bench.read(tmp_path / "none") == (GpuReport(), set())
 
 

@@ -256,12 +256,15 @@ def main(
     ] = False,
     redraw: Annotated[
         Path | None,
-        typer.Option(help="Run nothing: publish this file, or benchmarks/results' if a folder."),
+        typer.Option(
+            help="Run nothing: publish this file (bench.jsonl of a run that was cut off will do), "
+            "or the newest in this folder."
+        ),
     ] = None,
 ) -> None:
     """Run what needs a GPU. Each part writes its results as it ends; exits with 1 if one failed."""
     if redraw is not None:
-        _publish(stored(redraw) if redraw.is_dir() else GpuReport.load(redraw))
+        _publish(load(redraw))
         return
     unknown = set(only or ()) - set(PARTS)
     if unknown:
@@ -296,6 +299,13 @@ def main(
                        for name, each in summary.items()))  # fmt: skip
     if not all(each["passed"] for each in summary.values()):
         raise typer.Exit(1)
+
+
+def load(path: Path) -> GpuReport:
+    """Return the results in a file, or the newest in a folder."""
+    if path.is_dir():
+        return stored(path)
+    return bench.read(path)[0] if path.suffix == ".jsonl" else GpuReport.load(path)
 
 
 def stored(folder: Path = RESULTS) -> GpuReport:

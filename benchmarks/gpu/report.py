@@ -85,14 +85,18 @@ def readme_block(report: GpuReport) -> str:
     accuracy = report.speedrun.get("accuracy")
     if accuracy is not None:
         about += (
-            f" The speed run read {report.speedrun['data']} and ended at {accuracy:.2f} % after "
-            f"{report.speedrun['seconds']:.1f} s"
+            f" The speed run trained on {report.speedrun['data']}, {_rounding(report.speedrun)}, "
+            f"and ended at {accuracy:.2f} % after {report.speedrun['seconds']:.1f} s"
         )
         peer = report.speedrun.get("peer")
         if peer:
             about += f"; PyTorch at {peer['accuracy']:.2f} % after {peer['seconds']:.1f} s"
         about += "."
     return "\n" + "\n".join([about, "", *lines]) + "\n"
+
+
+def _rounding(speedrun: dict) -> str:
+    return "in tf32" if speedrun["settings"]["precision"] == "high" else "in true float32"
 
 
 def publish(report: GpuReport, readme: str) -> str:
