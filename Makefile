@@ -11,6 +11,10 @@ PY     := .venv/bin/python
 PIP    := $(PY) -m pip --quiet --disable-pip-version-check --no-input
 PYTEST := $(PY) -m pytest
 
+# On a GPU: where logs and results go, and the seconds everything may take.
+OUT     ?= runs/gpu
+LIMIT   ?= 570
+
 # What is installed is remembered in stamp files, so that installing happens once, and again
 # when pyproject.toml changes.
 PLOT  := .venv/.installed-plot
@@ -18,9 +22,10 @@ DEV   := .venv/.installed-dev
 CUDA  := .venv/.installed-cuda-test
 PEERS := .venv/.installed-peers
 BENCH := .venv/.installed-bench
+GPU   := .venv/.installed-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpus test-cuda test-peers notebooks bench bench-quick lint format clean distclean
+.PHONY: help demo test test-cpus test-cuda test-peers notebooks bench bench-quick gpu test-gpu bench-gpu rehearse-gpu lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,7 +39,7 @@ test: $(DEV) ## CPU tests, the kernels without JIT, a smoke test of the CUDA sim
 ifeq ($(shell uname -s),Darwin)
 	@echo "No CUDA simulator on macOS: its smoke test is left out."
 else
-	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -m smoke tests/cuda/sim
+	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -m smoke tests/cuda/sim tests/cuda/device
 endif
 
 # Kernels as compiled for other processors: AVX2, and neither AVX nor FMA. Not on ARM, whose
@@ -51,7 +56,7 @@ test-cpus: $(DEV) ## part of the CPU tests with kernels as for other, simpler pr
 	done
 
 test-cuda: $(CUDA) ## CUDA tests without a GPU: the simulator, then every kernel compiled offline
-	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -n $(WORKERS) tests/cuda/sim
+	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -n $(WORKERS) tests/cuda/sim tests/cuda/device
 	$(PYTEST) -n $(WORKERS) tests/cuda/offline
 
 test-peers: $(PEERS) ## the same numbers as PyTorch
@@ -68,6 +73,20 @@ bench: $(BENCH) ## speed against PyTorch, JAX and NumPy, written to benchmarks/r
 bench-quick: $(BENCH) ## a part of it on one thread, printed only
 	$(PY) -m benchmarks --quick
 	$(PY) -m benchmarks.scaling --quick
+
+# `python3 -m benchmarks.gpu` does the same with what another Python has: see CONTRIBUTING.md.
+gpu: $(GPU) ## on a GPU: all of the next two, the most important first, in ten minutes
+	$(PY) -m benchmarks.gpu --out $(OUT) --seconds $(LIMIT) --publish
+
+test-gpu: $(GPU) ## on a GPU: the tests, a soak of two minutes, compute-sanitizer
+	$(PY) -m benchmarks.gpu --out $(OUT) --seconds 1800 \
+		--only smoke --only tests --only soak --only sanitizer
+
+bench-gpu: $(GPU) ## on a GPU: speed against PyTorch and CuPy, to benchmarks/results and the README
+	$(PY) -m benchmarks.gpu --out $(OUT) --only bench --only speedrun --publish
+
+rehearse-gpu: $(PEERS) ## what `make gpu` runs, on the simulator at tiny sizes
+	$(PY) -m benchmarks.gpu --out runs/rehearsal --rehearse
 
 lint: $(DEV) ## code style, formatting, and the floors
 	$(PY) -m ruff check .
@@ -120,5 +139,8 @@ $(PEERS): pyproject.toml $(DEV) | $(PY)
 $(BENCH): pyproject.toml $(DEV) | $(PY)
 	$(call install,dev$(comma)bench)
 	@touch $(PEERS)
+
+$(GPU): pyproject.toml $(DEV) | $(PY)
+	$(call install,dev$(comma)gpu)
 
 comma := ,

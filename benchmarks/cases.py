@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 
@@ -18,6 +17,7 @@ import numbagrad as ng
 
 from . import networks, scaling
 from .measure import Case
+from .optional import jax
 from .peers import (
     FILTER,
     IMAGE,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -19,14 +21,29 @@ def describe() -> dict:
     """Return what a reader of the results should know about this machine."""
     return {
         "name": name(),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "architecture": llvmlite.binding.get_host_cpu_name(),
         "vector_bytes": simd.VECTOR_BYTES,
         "cores": cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in PACKAGES},
+        "versions": versions(PACKAGES),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the version of each of these packages that is installed.
+
+    Examples
+    --------
+    >>> sorted(versions(["numpy", "no such package"]))
+    ['numpy']
+    """
+    found = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def name() -> str:
@@ -42,7 +59,8 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()

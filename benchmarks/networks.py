@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 
@@ -15,6 +14,7 @@ import numbagrad as ng
 
 from . import scaling
 from .measure import INPUT_SETS, Case, Contender, Run
+from .optional import jax
 from .peers import IMAGE, torch_compiled, torch_tensor
 from .results import COMPILED, OURS
 from .twins import jax_adam, jax_moments, jax_twin, torch_twin
@@ -60,18 +60,19 @@ def _prepare_step(
 ):
     ng.random.seed(seed)
     model = ng.models.get(name, in_channels=channels, image_size=size)
-    batches = _batches(seed, batch, size, channels)
+    batches = batches_of(seed, batch, size, channels)
     ways, reference = _step_ways(model, batches)
-    ways = {OURS: _loss(partial(our_step, model, batches)), **ways}
+    ways = {OURS: loss_way(partial(our_step, model, batches)), **ways}
     if compiled and worth:
         theirs = partial(torch_step, model, batches, compiled=True)
-        ways["PyTorch compiled"] = _loss(theirs)
-        if _has_images(model):
-            ways["PyTorch compiled channels_last"] = _loss(partial(theirs, channels_last=True))
+        ways["PyTorch compiled"] = loss_way(theirs)
+        if has_images(model):
+            ways["PyTorch compiled channels_last"] = loss_way(partial(theirs, channels_last=True))
     return ways, reference
 
 
-def _batches(seed: int, batch: int, size: int, channels: int) -> list[Batch]:
+def batches_of(seed: int, batch: int, size: int, channels: int) -> list[Batch]:
+    """Return random batches of images with labels."""
     rng = np.random.default_rng(seed)
     return [
         (
@@ -86,34 +87,41 @@ def _step_ways(model: ng.layers.Module, batches: list[Batch]) -> tuple[dict, Cal
     """Return our compiled step and the peers', and the reference that all are held to."""
     theirs = partial(torch_step, model, batches)
     ways = {
-        COMPILED: _loss(partial(our_step, model, batches, compiled=True)),
-        "PyTorch": _loss(theirs),
-        "JAX": _loss(partial(_jax_step, model, batches)),
+        COMPILED: loss_way(partial(our_step, model, batches, compiled=True)),
+        "PyTorch": loss_way(theirs),
+        "JAX": loss_way(partial(_jax_step, model, batches)),
     }
-    if _has_images(model):
-        ways["PyTorch channels_last"] = _loss(partial(theirs, channels_last=True))
+    if has_images(model):
+        ways["PyTorch channels_last"] = loss_way(partial(theirs, channels_last=True))
     exact = torch_step(model, batches, dtype=torch.float64)
-    return ways, lambda k: [exact(k).detach().numpy()]
+    return ways, lambda k: [as_numpy(exact(k))]
 
 
-def _has_images(model: ng.layers.Module) -> bool:
+def has_images(model: ng.layers.Module) -> bool:
+    """Say whether a network convolves: then PyTorch's memory formats differ."""
     return any(isinstance(layer, ng.layers.Conv2d) for layer in model.modules())
 
 
-def _loss(make: Callable[[], Run]) -> Contender:
-    return Contender(make, lambda loss: [_as_numpy(loss)])
+def loss_way(make: Callable[[], Run]) -> Contender:
+    """Return the contender whose run returns a loss."""
+    return Contender(make, lambda loss: [as_numpy(loss)])
 
 
-def _as_numpy(loss: Any) -> np.ndarray:
-    return loss.detach().numpy() if isinstance(loss, torch.Tensor) else np.asarray(loss)
+def as_numpy(loss: Any) -> np.ndarray:
+    """Return any library's loss as a NumPy array."""
+    if isinstance(loss, torch.Tensor):
+        return loss.detach().cpu().numpy()
+    return loss.numpy() if isinstance(loss, ng.Array) else np.asarray(loss)
 
 
-def our_step(model: ng.layers.Module, batches: list[Batch], compiled: bool = False) -> Run:
+def our_step(
+    model: ng.layers.Module, batches: list[Batch], compiled: bool = False, device: str = "cpu"
+) -> Run:
     """Return the function that does a step on the k-th batch, written as in the README."""
-    model = copy.deepcopy(model)  # the twins start from the same weights
+    model = copy.deepcopy(model).to(device)  # the twins start from the same weights
     model.train()
     optimizer = ng.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    arrays = [(ng.asarray(images), ng.asarray(labels)) for images, labels in batches]
+    arrays = [tuple(ng.asarray(each, device=device) for each in batch) for batch in batches]
 
     def step(images: ng.Array, labels: ng.Array) -> ng.Array:
         loss = ng.softmax_cross_entropy(model(images), labels)
@@ -132,16 +140,25 @@ def torch_step(
     channels_last: bool = False,
     compiled: bool = False,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    graph: bool = False,
 ) -> Run:
-    """Return the same for the model's twin in PyTorch, with its fused Adam, the fastest it has."""
-    twin = torch_twin(model, batches[0][0].shape).to(dtype)
+    """Return the same for the model's twin in PyTorch, with its fused Adam, the fastest it has.
+
+    With ``graph``, the step is captured as a CUDA graph once, and replayed.
+    """
+    twin = torch_twin(model, batches[0][0].shape).to(device, dtype)
     if channels_last:
         twin = twin.to(memory_format=torch.channels_last)
     tensors = [
-        (torch_tensor(IMAGE, images, channels_last).to(dtype), torch.from_numpy(labels))
+        (
+            torch_tensor(IMAGE, images, channels_last, device).to(dtype),
+            torch.from_numpy(labels).to(device),
+        )
         for images, labels in batches
     ]
-    optimizer = torch.optim.Adam(twin.parameters(), lr=LEARNING_RATE, fused=True)
+    # A learning rate in memory, and a step count too, are what a graph can be captured with.
+    optimizer = torch.optim.Adam(twin.parameters(), lr=LEARNING_RATE, fused=True, capturable=graph)
 
     def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(twin(images), labels)
@@ -149,14 +166,46 @@ def torch_step(
     if compiled:
         loss_of = torch_compiled(loss_of)
 
-    def step(k: int) -> torch.Tensor:
-        loss = loss_of(*tensors[k])
+    def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = loss_of(images, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss
 
-    return step
+    if graph:
+        return _captured(step, twin, optimizer, tensors)
+    return lambda k: step(*tensors[k])
+
+
+def _captured(
+    step: Callable, twin: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: list
+) -> Run:
+    """Return a step as a CUDA graph: batches are copied to where it reads them, then it runs."""
+    places = [torch.empty_like(each).copy_(each) for each in tensors[0]]
+    before = copy.deepcopy(twin.state_dict())
+    side = torch.cuda.Stream()  # PyTorch wants the first steps on a stream of their own
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(*places)
+    torch.cuda.current_stream().wait_stream(side)
+    # Forget these steps, in place: the graph holds addresses.
+    twin.load_state_dict(before)
+    for moments in optimizer.state.values():
+        for moment in moments.values():
+            moment.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step(*places)
+
+    def replay(k: int) -> torch.Tensor:
+        for place, each in zip(places, tensors[k], strict=True):
+            place.copy_(each)
+        graph.replay()
+        return loss
+
+    return replay
 
 
 def _jax_step(model: ng.layers.Module, batches: list[Batch]) -> Run:
@@ -237,7 +286,7 @@ def _deep_convnet(depth: int) -> ng.layers.Module:
 
 def _prepare_step_of(build: Callable[[], ng.layers.Module], batch: int, seed: int, compiled: bool):
     ng.random.seed(seed)
-    return _step_ways(build(), _batches(seed, batch, 28, 1))
+    return _step_ways(build(), batches_of(seed, batch, 28, 1))
 
 
 # ------------------------------------------------------------------ inference
@@ -261,7 +310,7 @@ def _prepare_inference(name: str, size: int, channels: int, worth: bool, seed: i
     ng.random.seed(seed)
     model = ng.models.get(name, in_channels=channels, image_size=size)
     model.eval()
-    images = [images for images, _ in _batches(seed, 1, size, channels)]
+    images = [images for images, _ in batches_of(seed, 1, size, channels)]
     ours = partial(_our_forward, model, images)
     theirs = partial(_torch_forward, model, images)
     ways = {
@@ -270,7 +319,7 @@ def _prepare_inference(name: str, size: int, channels: int, worth: bool, seed: i
         "PyTorch": theirs(),
         "JAX": Contender(partial(_jax_forward, model, images), lambda out: [np.asarray(out)]),
     }
-    if _has_images(model):
+    if has_images(model):
         ways["PyTorch channels_last"] = theirs(channels_last=True)
     if compiled and worth:
         ways["PyTorch compiled"] = theirs(compiled=True)
@@ -448,7 +497,8 @@ def dispatch_cases() -> list[Case]:
     ]
 
 
-def _operands(seed: int, shapes: tuple) -> list[list[np.ndarray]]:
+def operands_of(seed: int, shapes: tuple) -> list[list[np.ndarray]]:
+    """Return sets of numbers around 1, which stay there when they are multiplied."""
     rng = np.random.default_rng(seed)
     return [
         [rng.uniform(0.9, 1.1, shape).astype(np.float32) for shape in shapes]
@@ -457,7 +507,7 @@ def _operands(seed: int, shapes: tuple) -> list[list[np.ndarray]]:
 
 
 def _prepare_op(shapes: tuple, function: Callable, recorded: bool, seed: int, compiled: bool):
-    sets = _operands(seed, shapes)
+    sets = operands_of(seed, shapes)
 
     def ours() -> Run:
         operands = [list(map(ng.asarray, each)) for each in sets]
@@ -486,7 +536,7 @@ def _numpy_op(function: Callable, sets: list) -> Run:
 
 
 def _prepare_backward(seed: int, compiled: bool):
-    sets = _operands(seed, (VECTOR, VECTOR))
+    sets = operands_of(seed, (VECTOR, VECTOR))
 
     def chain(x: Any, y: Any) -> Any:
         for _ in range(CHAIN):

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 
 import numbagrad as ng
 
 from .measure import INPUT_SETS, Contender, Run
+from .optional import jax
 from .results import COMPILED, OURS
 
 # What an array means decides how PyTorch wants it laid out.
@@ -54,17 +54,17 @@ class Operation:
     gradients: bool = False
     compiled: bool = False
 
-    def draw(self, seed: int) -> list[list[np.ndarray]]:
+    def draw(self, seed: int, count: int = INPUT_SETS) -> list[list[np.ndarray]]:
         """Return fresh inputs: for each set the operands, then the gradient of the output."""
         rng = np.random.default_rng(seed)
         sets = [
-            [rng.normal(size=shape).astype(np.float32) for _, shape in self.inputs]
-            for _ in range(INPUT_SETS)
+            [rng.standard_normal(shape, np.float32) for _, shape in self.inputs]
+            for _ in range(count)
         ]
         if self.gradients:
             for operands in sets:
                 out = self.ng(*map(ng.asarray, operands))
-                operands.append(rng.normal(size=out.shape).astype(np.float32))
+                operands.append(rng.standard_normal(out.shape, np.float32))
         return sets
 
     @property
@@ -81,13 +81,13 @@ class Operation:
 def contenders(operation: Operation, seed: int, compiled: bool) -> dict[str, Contender]:
     """Return every library's way to run the operation on the same inputs."""
     sets = operation.draw(seed)
-    ways = {OURS: _numbagrad(operation, sets), "PyTorch": _torch(operation, sets)}
+    ways = {OURS: our_way(operation, sets), "PyTorch": torch_way(operation, sets)}
     if operation.compiled:
-        ways[COMPILED] = _numbagrad_compiled(operation, sets)
+        ways[COMPILED] = our_compiled_way(operation, sets)
     if IMAGE in operation.meanings:
-        ways["PyTorch channels_last"] = _torch(operation, sets, channels_last=True)
+        ways["PyTorch channels_last"] = torch_way(operation, sets, channels_last=True)
     if compiled and operation.compiled:
-        ways["PyTorch compiled"] = _torch(operation, sets, compiled=True)
+        ways["PyTorch compiled"] = torch_way(operation, sets, compiled=True)
     if operation.jax is not None:
         ways["JAX"] = _jax(operation, sets)
     if operation.numpy is not None and not operation.gradients:
@@ -105,7 +105,7 @@ def reference(operation: Operation, seed: int) -> Callable[[int], list[np.ndarra
         doubled = [[array.astype(np.float64) for array in sets[k]]]
         if operation.numpy is not None and not operation.gradients:
             return [operation.numpy(*doubled[0])]
-        way = _torch(operation, doubled)
+        way = torch_way(operation, doubled)
         return way.arrays(way.make()(0))
 
     return expected
@@ -114,9 +114,11 @@ def reference(operation: Operation, seed: int) -> Callable[[int], list[np.ndarra
 # ---------------------------------------------------------------- numbagrad
 
 
-def _numbagrad(operation: Operation, sets: list) -> Contender:
+def our_way(operation: Operation, sets: list, device: str = "cpu") -> Contender:
+    """Return our way to run an operation in eager mode."""
+
     def make() -> Run:
-        operands = [[ng.asarray(array) for array in arrays] for arrays in sets]
+        operands = [[ng.asarray(array, device=device) for array in arrays] for arrays in sets]
         if not operation.gradients:
             return lambda k: (operation.ng(*operands[k]),)
         grads = [arrays.pop() for arrays in operands]
@@ -135,14 +137,16 @@ def _numbagrad(operation: Operation, sets: list) -> Contender:
     return Contender(make, lambda results: [x.numpy() for x in results])
 
 
-def _numbagrad_compiled(operation: Operation, sets: list) -> Contender:
+def our_compiled_way(operation: Operation, sets: list, device: str = "cpu") -> Contender:
+    """Return our way to run an operation compiled."""
+
     def both(*operands: ng.Array) -> tuple:
         *primals, grad = operands
         out, pullback = ng.vjp(operation.ng, *primals)
         return out, *pullback(grad)
 
     def make() -> Run:
-        operands = [[ng.asarray(array) for array in arrays] for arrays in sets]
+        operands = [[ng.asarray(array, device=device) for array in arrays] for arrays in sets]
         if operation.gradients:
             function = ng.compile(both)
             return lambda k: function(*operands[k])
@@ -155,11 +159,13 @@ def _numbagrad_compiled(operation: Operation, sets: list) -> Contender:
 # ------------------------------------------------------------------ PyTorch
 
 
-def torch_tensor(meaning: str, array: np.ndarray, channels_last: bool = False) -> torch.Tensor:
+def torch_tensor(
+    meaning: str, array: np.ndarray, channels_last: bool = False, device: str = "cpu"
+) -> torch.Tensor:
     """Convert an array of ours."""
     if meaning in TO_TORCH:
         array = array.transpose(TO_TORCH[meaning])
-    tensor = torch.from_numpy(np.array(array, order="C"))
+    tensor = torch.from_numpy(np.array(array, order="C")).to(device)
     if channels_last and meaning in TO_TORCH:
         tensor = tensor.to(memory_format=torch.channels_last)
     return tensor
@@ -167,7 +173,7 @@ def torch_tensor(meaning: str, array: np.ndarray, channels_last: bool = False) -
 
 def from_torch(meaning: str, tensor: torch.Tensor) -> np.ndarray:
     """Convert a tensor into our layout."""
-    array = tensor.detach().numpy()
+    array = tensor.detach().cpu().numpy()
     return array.transpose(FROM_TORCH[meaning]) if meaning in FROM_TORCH else array
 
 
@@ -177,13 +183,19 @@ def torch_compiled(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False)
 
 
-def _torch(
-    operation: Operation, sets: list, channels_last: bool = False, compiled: bool = False
+def torch_way(
+    operation: Operation,
+    sets: list,
+    channels_last: bool = False,
+    compiled: bool = False,
+    device: str = "cpu",
 ) -> Contender:
+    """Return PyTorch's way to run an operation."""
+
     def make() -> Run:
         operands = [
             [
-                torch_tensor(meaning, array, channels_last)
+                torch_tensor(meaning, array, channels_last, device)
                 for meaning, array in zip(operation.meanings, arrays, strict=True)
             ]
             for arrays in sets

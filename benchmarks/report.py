@@ -28,7 +28,7 @@ from .results import (
     targets,
 )
 
-MARKERS = "<!-- benchmark -->", "<!-- /benchmark -->"
+MARKED = "benchmark"  # what stands between <!-- benchmark --> and <!-- /benchmark -->
 # Families in the order of the report: what the README calls them, and which part stands for them.
 FAMILIES = [
     ("gemm", "matrix products", None),
@@ -98,7 +98,8 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """Return an empty table for the terminal; all columns but the first are numbers."""
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
@@ -106,7 +107,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _show_cases(mode: Mode, console: Console) -> None:
-    table = _table(
+    table = new_table(
         f"{_threads(mode)}: ratio = best peer / numbagrad",
         "case", "ratio", "+-", OURS, "best peer", "", "others",
     )  # fmt: skip
@@ -133,7 +134,7 @@ def _show_cases(mode: Mode, console: Console) -> None:
 
 def _show_kernels(mode: Mode, console: Console) -> None:
     """Print each kernel's fraction of the roof, those that lose most time first."""
-    table = _table(
+    table = new_table(
         f"{_threads(mode)}: kernels, time above the roof first (peak "
         f"{mode.roof.peak / 1e9:.0f} GFLOP/s, memory {_memory_speed(mode) / 1e9:.1f} GB/s)",
         "kernel", "shapes", "time", "GFLOP/s", "GB/s", "of the roof",
@@ -186,7 +187,7 @@ def _memory_speed(mode: Mode) -> float:
 def _show_processes(processes: dict, console: Console) -> None:
     if not processes:
         return
-    table = _table(
+    table = new_table(
         "Peak memory of training: model, moments, batch, step; and its activations",
         "step", "MB", "activations", "",
     )  # fmt: skip
@@ -195,12 +196,12 @@ def _show_processes(processes: dict, console: Console) -> None:
             own = activations(row)[name]
             table.add_row(row["name"], f"{peak / 1e6:.2f}", f"{own / 1e6:.2f}", name)
     console.print(table)
-    table = _table("From the start of Python to the end of the first step (LeNet's)", "", "s")
+    table = new_table("From the start of Python to the end of the first step (LeNet's)", "", "s")
     for name, value in processes["startup"].items():
         table.add_row(name, f"{value:.2f}")
     console.print(table)
     console.print(f"{_training(processes['training'])}\n", highlight=False)
-    table = _table("Data loading, augmented 32x32x3", "loader", "workers", "images/s", "waiting")
+    table = new_table("Data loading, augmented 32x32x3", "loader", "workers", "images/s", "waiting")
     for row in processes["loading"]:
         table.add_row(
             row["library"], str(row["workers"]),
@@ -210,7 +211,7 @@ def _show_processes(processes: dict, console: Console) -> None:
 
 
 def _show_targets(title: str, found: Iterable[Target], console: Console) -> None:
-    table = _table(title, "target", "wanted", "reached", "")
+    table = new_table(title, "target", "wanted", "reached", "")
     for target in found:
         verdict = {True: "[green]pass[/]", False: "[red]fail[/]", None: "not measured"}
         table.add_row(target.name, target.wanted, times(target.value), verdict[target.passed])
@@ -221,8 +222,8 @@ def _show_targets(title: str, found: Iterable[Target], console: Console) -> None
 # -------------------------------------------------------------------- README
 
 
-def replace_marked(text: str, content: str) -> str:
-    """Return the text with what stands between the markers replaced.
+def replace_marked(text: str, content: str, name: str = MARKED) -> str:
+    """Return the text with what stands between the markers of that name replaced.
 
     Raises
     ------
@@ -234,7 +235,7 @@ def replace_marked(text: str, content: str) -> str:
     >>> replace_marked("a <!-- benchmark -->old<!-- /benchmark --> b", "new")
     'a <!-- benchmark -->new<!-- /benchmark --> b'
     """
-    start, end = MARKERS
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
         raise ValueError(f"the text must have {start} and, after it, {end}, once each")
     pattern = re.escape(start) + ".*?" + re.escape(end)

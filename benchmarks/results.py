@@ -197,10 +197,7 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write JSON; a run that is interrupted leaves the old file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(rounded(asdict(self)), indent=1) + "\n")
-        os.replace(partial, path)
+        write_json(asdict(self), path)
 
     @classmethod
     def load(cls, path: Path) -> Report:
@@ -208,6 +205,14 @@ class Report:
         data = json.loads(path.read_text())
         modes = [Mode.from_json(mode) for mode in data["modes"]]
         return cls(**{**data, "modes": modes})
+
+
+def write_json(data: dict, path: Path) -> None:
+    """Write a file, its floats rounded; a run that is interrupted leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(rounded(data), indent=1) + "\n")
+    os.replace(partial, path)
 
 
 def roof_from_json(data: dict) -> Roof:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 
 import numbagrad as ng
 from numbagrad.models import GlobalAvgPool2d, ResidualBlock
 
+from .optional import jax
 from .peers import FILTER, jax_batch_norm, jax_conv, jax_max_pool, torch_tensor
 
 L = ng.layers

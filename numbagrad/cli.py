@@ -24,7 +24,7 @@ from .errors import DataError, DeviceError, DTypeError, GraphError, ShapeError, 
 from .train import History, fit, percent, predict
 
 OURS = (DataError, DeviceError, DTypeError, GraphError, ShapeError, TraceError)
-DATA = ("digits", "fashion-mnist", "mnist")
+DATA = ("cifar10", "digits", "fashion-mnist", "mnist")
 OPTIMIZERS = {"adam": 0.003, "sgd": 0.05}  # with the learning rate to start from
 
 app = typer.Typer(

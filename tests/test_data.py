@@ -4,6 +4,9 @@ import contextlib
 import gc
 import gzip
 import hashlib
+import io
+import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -13,9 +16,10 @@ import traceback
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from numbagrad import data
-from numbagrad.data import DataLoader, Dataset, datasets, parse_idx, read_idx
+from numbagrad.data import DataLoader, Dataset, parse_idx, read_idx
 from numbagrad.errors import DataError
 
 # ---------------------------------------------------------------- IDX
@@ -319,11 +323,156 @@ def test_load(folder):
     assert data.load("fashion_mnist", root=folder)[0].name == "fashion-mnist/train"
     with pytest.raises(DataError, match="'minst'; did you mean 'mnist'"):
         data.load("minst")
-    with pytest.raises(DataError, match="'zzz'; Known: digits, fashion-mnist, mnist"):
+    with pytest.raises(DataError, match="'zzz'; Known: cifar10, digits, fashion-mnist, mnist"):
         data.load("zzz")
     with pytest.raises(DataError, match="leave out root"):
         data.load("digits", root=folder)
-    assert set(datasets._LOADERS) == {"digits", "mnist", "fashion-mnist"}
+
+
+# ---------------------------------------------------------------- CIFAR-10
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+CIFAR_LABELS = np.arange(12, dtype=np.uint8) % 10
+PLANES = PIXELS.transpose(0, 3, 1, 2).reshape(12, -1)
+BATCHES = {f"data_batch_{k + 1}": slice(2 * k, 2 * k + 2) for k in range(5)}
+BATCHES["test_batch"] = slice(10, 12)
+
+
+def write_binary(folder):
+    for name, part in BATCHES.items():
+        records = np.concatenate([CIFAR_LABELS[part, None], PLANES[part]], 1)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+
+
+def write_pickled(folder):
+    for name, part in BATCHES.items():
+        batch = {b"data": PLANES[part], b"labels": CIFAR_LABELS[part].tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+
+
+def write_packed(folder, quality=95):
+    for name, part in (("train", slice(0, 10)), ("test", slice(10, 12))):
+        files = []
+        for pixels in PIXELS[part]:
+            file = io.BytesIO()
+            Image.fromarray(pixels // 2 + 64).save(file, "JPEG", quality=quality)
+            files.append(file.getvalue())
+        offsets = np.cumsum([0, *map(len, files)])
+        np.savez(
+            folder / f"cifar10_jpeg_{name}.npz", labels=CIFAR_LABELS[part], offsets=offsets,
+            jpeg=np.frombuffer(b"".join(files), np.uint8),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("write_files", "inner"),
+    [
+        (write_binary, "."),
+        (write_binary, "cifar-10-batches-bin"),
+        (write_pickled, "."),
+        (write_pickled, "cifar-10-batches-py"),
+    ],
+)
+def test_cifar10(tmp_path, write_files, inner):
+    place = tmp_path / inner
+    place.mkdir(exist_ok=True)
+    write_packed(tmp_path)  # what loses nothing comes first
+    write_files(place)
+    train, test = data.load("cifar10", root=tmp_path)
+    assert train.name == "cifar10/train"
+    np.testing.assert_array_equal(train.images, np.float32(PIXELS[:10]) / np.float32(255))
+    np.testing.assert_array_equal(test.images, np.float32(PIXELS[10:]) / np.float32(255))
+    np.testing.assert_array_equal(train.labels, CIFAR_LABELS[:10])
+    assert test.classes[1] == "automobile"
+
+
+def test_cifar10_as_jpeg(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar10"
+    folder.mkdir()
+    write_packed(folder)
+    monkeypatch.setenv("NUMBAGRAD_DATA", str(tmp_path))
+    train, test = data.cifar10()
+    assert (train.name, len(train), len(test)) == ("cifar10-jpeg/train", 10, 2)
+    expected = (PIXELS[:10] // 2 + 64) / 255
+    assert np.abs(train.images - expected).mean() < 0.1
+    np.testing.assert_array_equal(train.labels, CIFAR_LABELS[:10])
+
+
+def damage(path, **changed):
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, **changed})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "data_batch_3.bin").unlink(), "has no data_batch_3.bin"),
+        (lambda f: (f / "test_batch.bin").write_bytes(b"x" * 99), "holds 99 bytes; records of"),
+        (lambda f: (f / "test_batch.bin").write_bytes(b""), "holds 0 bytes; records of"),
+        (
+            lambda f: (f / "test_batch.bin").write_bytes(b"\x63" * 3073),
+            "label 99 at position 0; 10 classes allow",
+        ),
+    ],
+)
+def test_cifar10_that_is_damaged(tmp_path, spoil, message):
+    write_binary(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=message):
+        data.cifar10(tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps(Evil()), "it wants posix.system, which no such file needs"),
+        (pickle.dumps({b"labels": []}), "not a batch of CIFAR-10: b'data'"),
+        (b"", "not a batch of CIFAR-10"),
+        (
+            pickle.dumps({b"data": np.zeros((1, 7), np.uint8), b"labels": [0]}),
+            r"uint8 of shape \(1, 7\); uint8 of shape \(n, 3072\) would fit",
+        ),
+    ],
+)
+def test_cifar10_pickle_that_is_none(tmp_path, content, message):
+    write_pickled(tmp_path)
+    (tmp_path / "data_batch_2").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        data.cifar10(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.write_bytes(b"no zip"), "not a file of packed JPEGs"),
+        (lambda path: path.unlink(), "has no cifar10_jpeg_test.npz"),
+        (lambda path: damage(path, offsets=np.array([0, 1])), "2 labels and .* need 3 offsets"),
+        (lambda path: damage(path, offsets=np.array([0, 9, 3])), "the last"),
+        (
+            lambda path: damage(path, jpeg=np.zeros(9, np.uint8), offsets=np.array([0, 3, 9])),
+            "image 0 cannot be decoded",
+        ),
+    ],
+)
+def test_cifar10_packed_that_is_damaged(tmp_path, spoil, message):
+    write_packed(tmp_path)
+    spoil(tmp_path / "cifar10_jpeg_test.npz")
+    with pytest.raises(DataError, match=message):
+        data.cifar10(tmp_path)
+
+
+def test_no_cifar10(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"has none of its files\. Put the files of the binary"):
+        data.cifar10(tmp_path)
+    monkeypatch.delenv("NUMBAGRAD_DATA", raising=False)
+    with pytest.raises(DataError, match="NUMBAGRAD_DATA is not set"):
+        data.cifar10()
 
 
 # ---------------------------------------------------------------- DataLoader

@@ -23,6 +23,12 @@ def test_small_losses_keep_their_digits():
     assert loss.item() == pytest.approx(np.log1p(np.exp(-15.0)), rel=0.2)
 
 
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
+def test_label_smoothing_is_a_share(smoothing):
+    with pytest.raises(ValueError, match="label_smoothing must be from 0 to 1"):
+        ng.softmax_cross_entropy(floats(2, 3), ng.asarray([0, 1]), label_smoothing=smoothing)
+
+
 def test_nan_spreads_over_its_row_only():
     x = np.zeros((2, 40), np.float32)
     for column in (0, 39):

@@ -5,21 +5,27 @@
 >>> len(train), len(test)
 (1437, 360)
 
-`digits` ships with the library; `mnist` and `fashion_mnist` read files that you put in a folder
-(see `mnist`). Nothing is read, decoded or downloaded on import.
+`digits` ships with the library; `mnist`, `fashion_mnist` and `cifar10` read files that you put in a
+folder (see `mnist`). Nothing is read, decoded or downloaded on import.
 """
 
-from .datasets import Dataset, digits, fashion_mnist, load, mnist
+from .augment import random_crop, random_flip
+from .catalogue import load
+from .cifar import cifar10
+from .datasets import Dataset, digits, fashion_mnist, mnist
 from .idx import parse_idx, read_idx
 from .loader import DataLoader
 
 __all__ = [
     "DataLoader",
     "Dataset",
+    "cifar10",
     "digits",
     "fashion_mnist",
     "load",
     "mnist",
     "parse_idx",
+    "random_crop",
+    "random_flip",
     "read_idx",
 ]

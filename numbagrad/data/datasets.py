@@ -3,13 +3,13 @@
 import functools
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, nearest
+from ..errors import DataError
 from .idx import read_idx
 
 ENV_VAR = "NUMBAGRAD_DATA"
@@ -262,44 +262,6 @@ def fashion_mnist(root: str | os.PathLike | None = None) -> tuple[Dataset, Datas
     return _idx_pair("fashion-mnist", FASHION_CLASSES, root)
 
 
-_LOADERS: dict[str, Callable] = {
-    "digits": digits,
-    "mnist": mnist,
-    "fashion-mnist": fashion_mnist,
-}
-
-
-def load(name: str, root: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
-    """The data set called `name`, as `(train, test)`.
-
-    Parameters
-    ----------
-    name : str
-        "digits", "mnist" or "fashion-mnist"; case, and `_` for `-`, don't matter.
-    root : str or path-like, optional
-        Where its files are: see `mnist`. "digits" reads none and takes no root.
-
-    Raises
-    ------
-    DataError
-        An unknown name, a root for "digits", or what the data set's own function raises.
-
-    Examples
-    --------
-    >>> train, test = load("digits")
-    >>> test
-    Dataset('digits/test', 360 images of 8x8x1, 10 classes)
-    """
-    key = str(name).lower().replace("_", "-")
-    if key not in _LOADERS:
-        raise DataError(f"no data set is called {name!r}; {nearest(key, _LOADERS)}")
-    if key == "digits":
-        if root is not None:
-            raise DataError(f"'digits' ships with numbagrad: leave out root={str(root)!r}")
-        return digits()
-    return _LOADERS[key](root)
-
-
 def _scaled(pixels: np.ndarray, white: int) -> np.ndarray:
     """(n, h, w) pixels in 0..white as float32 (n, h, w, 1) in 0..1."""
     return np.divide(pixels, np.float32(white), dtype=np.float32)[..., None]
@@ -320,6 +282,16 @@ def _idx_pair(
     return train, test
 
 
+def folder_of(name: str, root: str | os.PathLike | None, help_text: str) -> Path:
+    """The folder of a data set's files, in `root` or `$NUMBAGRAD_DATA`."""
+    if root is not None:
+        base = Path(root).expanduser()
+        return base / name if (base / name).is_dir() else base
+    if os.environ.get(ENV_VAR):
+        return Path(os.environ[ENV_VAR]).expanduser() / name
+    raise DataError(f"{name}: no folder to look in: {ENV_VAR} is not set. {help_text}")
+
+
 def _find_files(name: str, names: list[str], root: str | os.PathLike | None) -> list[Path]:
     """The path of each file, plain or with `.gz`; a `DataError` says which are missing."""
     files = f"the four files {', '.join(names)} (each plain or with .gz)"
@@ -327,13 +299,7 @@ def _find_files(name: str, names: list[str], root: str | os.PathLike | None) -> 
         f"Put {files} in one folder {name}/, and set {ENV_VAR} to the folder that holds it "
         f"(export {ENV_VAR}=/path/to/data), or pass root="
     )
-    if root is not None:
-        base = Path(root).expanduser()
-        folder = base / name if (base / name).is_dir() else base
-    elif os.environ.get(ENV_VAR):
-        folder = Path(os.environ[ENV_VAR]).expanduser() / name
-    else:
-        raise DataError(f"{name}: no folder to look in: {ENV_VAR} is not set. {help_text}")
+    folder = folder_of(name, root, help_text)
     found, missing = [], []
     for file in names:
         options = [folder / f"{file}.gz", folder / file]

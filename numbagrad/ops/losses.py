@@ -251,7 +251,9 @@ def _reduced(name: str, losses: Array, reduction: str) -> Array:
     return mean(losses)
 
 
-def softmax_cross_entropy(logits: Array, labels: Array, *, reduction: str = "mean") -> Array:
+def softmax_cross_entropy(
+    logits: Array, labels: Array, *, reduction: str = "mean", label_smoothing: float = 0.0
+) -> Array:
     """Return ``-ln softmax(logits)[label]``: the negative log-likelihood of the labels.
 
     Parameters
@@ -262,6 +264,9 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, reduction: str = "mea
         (...,), integers from 0 to classes - 1.
     reduction
         ``"mean"`` or ``"sum"`` over all examples, or ``"none"`` for a loss each, shape (...,).
+    label_smoothing
+        From 0 to 1: the share of the target that is spread over all classes, the label's too
+        (Szegedy et al., "Rethinking the Inception Architecture", 2016).
 
     Raises
     ------
@@ -269,6 +274,8 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, reduction: str = "mea
         If the shapes do not fit, or the mean of no examples is asked for.
     DTypeError
         If logits are not floats, or labels not integers.
+    ValueError
+        If the reduction is unknown, or label_smoothing outside 0 to 1.
     IndexError
         If a label is out of range; on CUDA at the next read of any value.
 
@@ -279,7 +286,13 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, reduction: str = "mea
     0.6931471824645996
     """
     require_arrays("softmax_cross_entropy", logits=logits, labels=labels)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(
+            f"softmax_cross_entropy: label_smoothing must be from 0 to 1, got {label_smoothing!r}"
+        )
     losses, _ = apply(_CROSS_ENTROPY, logits, labels)
+    if label_smoothing:
+        losses = losses * (1 - label_smoothing) - mean(log_softmax(logits), -1) * label_smoothing
     return _reduced("softmax_cross_entropy", losses, reduction)
 
 

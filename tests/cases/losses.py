@@ -51,6 +51,21 @@ def entropy(shape: tuple[int, ...], reduction: str, dtype: str = "int64") -> Cas
     )
 
 
+def smoothed(shape: tuple[int, ...], smoothing: float, reduction: str = "mean") -> Case:
+    labels = rng.integers(0, shape[-1], shape[:-1])
+    reduce = {"mean": np.mean, "none": np.asarray}[reduction]
+    return Case(
+        f"softmax_cross_entropy {shape} smoothed by {smoothing}, {reduction}",
+        lambda x, labels: ng.softmax_cross_entropy(
+            x, labels, reduction=reduction, label_smoothing=smoothing
+        ),
+        (rng.normal(size=shape) * 2, labels),
+        lambda x, labels: reduce(
+            (1 - smoothing) * cross_entropy(x, labels) - smoothing * np.log(softmax(x)).mean(-1)
+        ),
+    )
+
+
 def mse(shape: tuple[int, ...], reduction: str) -> Case:
     reduce = {"mean": np.mean, "sum": np.sum, "none": np.asarray}[reduction]
     return Case(
@@ -86,6 +101,8 @@ CASES = [
         (rng.normal(size=3), np.array(2)),
         cross_entropy,
     ),
+    smoothed((3, 4), 0.2),
+    smoothed((2, 2, 3), 1.0, "none"),
     mse((3, 2), "mean"),
     mse((3,), "sum"),
     mse((2, 2), "none"),

@@ -137,12 +137,14 @@ def test_batch_norm(training):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_softmax_cross_entropy(reduction):
+def test_softmax_cross_entropy(reduction, label_smoothing):
     labels = np.random.default_rng(0).integers(0, 7, 5)
+    options = {"reduction": reduction, "label_smoothing": label_smoothing}
     compare(
-        lambda x: ng.softmax_cross_entropy(x, ng.asarray(labels), reduction=reduction),
-        lambda x: F.cross_entropy(x, torch.from_numpy(labels), reduction=reduction),
+        lambda x: ng.softmax_cross_entropy(x, ng.asarray(labels), **options),
+        lambda x: F.cross_entropy(x, torch.from_numpy(labels), **options),
         (normal(5, 7) * 3,),
         same,
         (torch.from_numpy,),

@@ -57,6 +57,7 @@ def test_few_checks_wait(monkeypatch):
         ng.device.backend("cuda").synchronize()
 
 
+@pytest.mark.simulator
 def test_simulated_memory_is_not_shared():
     with pytest.raises(AttributeError, match=r"simulated .*x\.numpy\(\)"):
         ng.device.backend("cuda").cuda_array_interface(on_gpu([1])._data)

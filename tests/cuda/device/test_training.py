@@ -1,4 +1,4 @@
-"""A tiny convolutional network trains alike on the simulated GPU and on the CPU."""
+"""A tiny convolutional network trains alike on the GPU and on the CPU."""
 
 from copy import deepcopy
 

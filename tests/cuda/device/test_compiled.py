@@ -1,75 +1,16 @@
-"""Compiled steps on the simulated GPU: what they give is what the function gives, to the bit."""
+"""Compiled steps: what they give is what the function gives; on the simulator, to the bit."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
+from cuda_device import Training, adam, convnet, eager, momentum, on_gpu, perceptron, require_same
 
 import numbagrad as ng
 from numbagrad import cuda_support, kernels_cuda
 from numbagrad.errors import DeviceError, GraphError
 
 L = ng.layers
-
-
-def on_gpu(values, dtype=np.float32):
-    return ng.asarray(np.array(values, dtype), device="cuda")
-
-
-def perceptron():
-    return L.Sequential(L.Linear(4, 5), L.GELU(), L.ReLU(), L.Linear(5, 3))
-
-
-def convnet():
-    return L.Sequential(
-        L.Conv2d(1, 2, 3, padding=1),
-        L.BatchNorm2d(2),
-        L.ReLU(),
-        L.MaxPool2d(2),
-        L.Flatten(),
-        L.Dropout(0.3),
-        L.Linear(2, 3),
-    )
-
-
-def momentum(params):
-    return ng.optim.SGD(params, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
-
-
-def adam(params):
-    return ng.optim.Adam(params, lr=0.01)
-
-
-class Training:
-    """A network, its optimiser and a step, which is compiled if asked for."""
-
-    def __init__(self, network, optimizer, wrap=ng.compile):
-        ng.random.seed(3)
-        self.model = network().to("cuda")
-        self.opt = opt = optimizer(self.model.parameters())
-        model = self.model
-
-        @wrap
-        def step(x, labels):
-            opt.zero_grad()
-            loss = ng.softmax_cross_entropy(model(x), labels)
-            loss.backward()
-            opt.step()
-            return loss
-
-        self.step = step
-
-    def run(self, sizes, shape):
-        """Return the losses, and all state and gradients, after a step for each batch size."""
-        rng = np.random.default_rng(0)
-        losses = []
-        for number, size in enumerate(sizes):
-            if number == 1:
-                self.opt.lr = self.opt.lr / 2
-            x = on_gpu(rng.normal(size=(size, *shape)))
-            losses.append(self.step(x, on_gpu(rng.integers(0, 3, size), np.int64)).item())
-        grads = {f"grad {k}": p.grad.numpy() for k, p in enumerate(self.model.parameters())}
-        return losses, self.model.state_dict() | self.opt.state_dict() | grads
 
 
 @pytest.mark.parametrize(
@@ -80,12 +21,12 @@ class Training:
     ],
 )
 def test_training(network, optimizer, sizes, shape):
-    expected_losses, expected = Training(network, optimizer, lambda step: step).run(sizes, shape)
+    expected_losses, expected = Training(network, optimizer, eager).run(sizes, shape)
     losses, states = Training(network, optimizer).run(sizes, shape)
-    assert losses == expected_losses
+    require_same(losses, expected_losses)
     assert states.keys() == expected.keys()
     for name, state in states.items():
-        np.testing.assert_array_equal(state, expected[name], err_msg=name)
+        require_same(state, expected[name], name)
 
 
 def launches_of(monkeypatch, run):
@@ -111,6 +52,7 @@ def launches_of(monkeypatch, run):
     return launches
 
 
+@pytest.mark.simulator
 def test_launches_of_two_steps_are_the_same(monkeypatch):
     training = Training(convnet, adam)
     x, labels = on_gpu(np.ones((2, 2, 2, 1))), on_gpu([0, 2], np.int64)
@@ -124,6 +66,7 @@ def test_launches_of_two_steps_are_the_same(monkeypatch):
     assert results[0].item() != results[1].item()  # another dropout, another learning rate
 
 
+@pytest.mark.simulator
 def test_a_chain_is_one_launch(monkeypatch):
     def chain(x, row, column, number):
         y = ng.exp(x * row) + column
@@ -137,9 +80,10 @@ def test_a_chain_is_one_launch(monkeypatch):
     launches = launches_of(monkeypatch, lambda: compiled(*arrays))
     assert [launch[0].fn.__name__ for launch in launches] == ["_fused_multiply_exp_add_divide"]
     for out, expected in zip(compiled(*arrays), chain(*arrays), strict=True):
-        np.testing.assert_array_equal(out.numpy(), expected.numpy())
+        require_same(out.numpy(), expected.numpy())
 
 
+@pytest.mark.simulator
 def test_another_batch_finds_the_kernels(monkeypatch):
     doubled = ng.compile(lambda x: ng.exp(x + x), dynamic=["batch"])
     (launch,) = launches_of(monkeypatch, lambda: doubled(on_gpu([1.0, 2.0])))
@@ -157,7 +101,7 @@ def test_booleans_are_fused_too():
     compiled = ng.compile(masked)
     for out, expected in zip(compiled(*arrays), masked(*arrays), strict=True):
         assert out.dtype == expected.dtype
-        np.testing.assert_array_equal(out.numpy(), expected.numpy())
+        require_same(out.numpy(), expected.numpy())
     assert len(compiled.graph.nodes) < 5
 
 
