@@ -25,7 +25,7 @@ BENCH := .venv/.installed-bench
 GPU   := .venv/.installed-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cpus test-cuda test-peers notebooks bench bench-quick gpu test-gpu bench-gpu rehearse-gpu lint format clean distclean
+.PHONY: help demo test test-cpus test-cuda test-peers notebooks bench bench-quick gpu test-gpu bench-gpu gpu-report rehearse-gpu lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +84,9 @@ test-gpu: $(GPU) ## on a GPU: the tests, a soak of two minutes, compute-sanitize
 
 bench-gpu: $(GPU) ## on a GPU: speed against PyTorch and CuPy, to benchmarks/results and the README
 	$(PY) -m benchmarks.gpu --out $(OUT) --only bench --only speedrun --publish
+
+gpu-report: $(CUDA) ## without a GPU: registers, shared memory and occupancy of each CUDA kernel
+	$(PY) -m benchmarks.gpu.kernels
 
 rehearse-gpu: $(PEERS) ## what `make gpu` runs, on the simulator at tiny sizes
 	$(PY) -m benchmarks.gpu --out runs/rehearsal --rehearse

@@ -136,7 +136,7 @@ else:
 # Launching
 # ---------------------------------------------------------------------------------------------
 
-_recorder: ContextVar[set | None] = ContextVar("recorder", default=None)
+_recorder: ContextVar[Launches | None] = ContextVar("recorder", default=None)
 _one_at_a_time = threading.Lock()  # for what is global in numba-cuda or in `warnings`
 
 
@@ -159,7 +159,7 @@ def launch(kernel: Kernel, grid: Grid, block: Grid, stream: Stream, *args: Any) 
         return
     recorded = _recorder.get()
     if recorded is not None:
-        recorded.add((kernel, _signature(kernel, args)))
+        recorded.note(kernel, _signature(kernel, args), block)
     elif SIMULATOR:
         _signature(kernel, args)  # the simulator takes anything; a GPU does not
         _simulate(kernel, grid, block, args)
@@ -167,8 +167,28 @@ def launch(kernel: Kernel, grid: Grid, block: Grid, stream: Stream, *args: Any) 
         _configured(kernel, grid, block, stream)(*args)
 
 
+class Launches(set):
+    """Kernels that would have been launched: (kernel, Numba types of its arguments).
+
+    Attributes
+    ----------
+    threads
+        How many threads the blocks of each of them had: the numbers seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.threads: dict[tuple[Kernel, tuple[types.Type, ...]], set[int]] = {}
+
+    def note(self, kernel: Kernel, signature: tuple[types.Type, ...], block: Grid) -> None:
+        """Add a launch."""
+        self.add((kernel, signature))
+        threads = math.prod(block) if isinstance(block, tuple) else block
+        self.threads.setdefault((kernel, signature), set()).add(threads)
+
+
 @contextmanager
-def record_launches() -> Iterator[set[tuple[Kernel, tuple[types.Type, ...]]]]:
+def record_launches() -> Iterator[Launches]:
     """Collect the kernels that would be launched, with the Numba types of their arguments.
 
     Launchers are called as always, but with NumPy arrays in place of device arrays; what was
@@ -180,7 +200,7 @@ def record_launches() -> Iterator[set[tuple[Kernel, tuple[types.Type, ...]]]]:
     ...     kernels_cuda.relu_forward(x, out, stream=0)
     >>> [compile_offline(kernel, signature) for kernel, signature in launches]  # doctest: +SKIP
     """
-    launches: set = set()
+    launches = Launches()
     token = _recorder.set(launches)
     try:
         yield launches

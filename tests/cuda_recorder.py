@@ -5,7 +5,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from numbagrad import device, kernels_cuda
+from numbagrad.array import asarray
 from numbagrad.cuda_support import record_launches, types
+from numbagrad.testing import cast_inputs, value_and_gradients
 
 MAX_REGISTERS = 128  # of the 65536 of a multiprocessor: two blocks of 256 threads fit
 MAX_SHARED_BYTES = 48 * 1024  # what a block gets without asking for more
@@ -37,6 +39,16 @@ def recording():
             yield launches
     finally:
         device.backend = backend
+
+
+def launches_of(cases):
+    """Return what cases launch, with their gradients, in float32 and in float64."""
+    with recording() as launches:
+        for case in cases:
+            for dtype in ("float32", "float64"):
+                arrays = [asarray(x, device="cuda") for x in cast_inputs(case.inputs, dtype)]
+                value_and_gradients(case.function, arrays, case.grad)
+    return launches
 
 
 def require_clean(report, signature):

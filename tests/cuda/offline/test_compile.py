@@ -4,26 +4,13 @@ from collections import defaultdict
 
 import pytest
 from cases import CASES
-from cuda_recorder import recording, require_clean
+from cuda_recorder import launches_of, require_clean
 
 from numbagrad import kernels_cuda
-from numbagrad.array import asarray
 from numbagrad.cuda_support import compile_offline
-from numbagrad.testing import cast_inputs, value_and_gradients
-
-
-def record(cases):
-    """Return the (kernel, signature) pairs that cases launch, in float32 and in float64."""
-    with recording() as launches:
-        for case in cases:
-            for dtype in ("float32", "float64"):
-                arrays = [asarray(x, device="cuda") for x in cast_inputs(case.inputs, dtype)]
-                value_and_gradients(case.function, arrays, case.grad)
-    return launches
-
 
 SIGNATURES = defaultdict(list)
-for kernel, signature in sorted(record(case for _, case in CASES), key=str):
+for kernel, signature in sorted(launches_of(case for _, case in CASES), key=str):
     SIGNATURES[kernel.__name__].append((kernel, signature))
 
 
