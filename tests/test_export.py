@@ -132,3 +132,22 @@ def test_export_needs_a_call_and_a_python_path(tmp_path):
     with pytest.raises(ValueError, match=r"end in \.py"):
         double.export(tmp_path / "step.txt")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_weights_make_is_made_at_each_exported_step(tmp_path):
+    model = layers.Sequential(layers.Conv2d(2, 20, 3), layers.BatchNorm2d(20), layers.ReLU())
+    model.eval()
+    predict = ng.compile(lambda x: model(x))
+    x = np.random.default_rng(0).standard_normal((3, 6, 5, 2)).astype(np.float32)
+    with ng.no_grad():
+        expected = predict(x).numpy()
+    assert "Only when weights" in predict.source
+    predict.export(tmp_path / "predict.py")
+    assert "Only when weights" not in (tmp_path / "predict.py").read_text()
+    spec = importlib.util.spec_from_file_location("exported_predict", tmp_path / "predict.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["exported_predict"] = module
+    spec.loader.exec_module(module)
+    np.testing.assert_array_equal(module.step(x), expected)
+    module.states["model_1_bias"] += 1.0
+    assert (module.step(x) > expected).any()

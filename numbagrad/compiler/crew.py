@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numba
 from numba.core import types
@@ -77,17 +77,14 @@ class Crew:
         ]
         for feeder in feeders:
             feeder.start()
-        while left:
-            with contextlib.suppress(IndexError):  # a helper took the last one
-                function, kinds = left.popleft()
-                function.compile(kinds)
+        for function, kinds in _taken_from(left):
+            function.compile(kinds)
         for feeder in feeders:
             feeder.join()
 
     def _feed(self, helper: subprocess.Popen, jobs: deque[Job]) -> None:
-        with contextlib.suppress(IndexError, OSError):  # nothing is left; it has died
-            while True:
-                function, kinds = jobs.popleft()
+        with contextlib.suppress(OSError):  # it has died
+            for function, kinds in _taken_from(jobs):
                 job = self._module, function.py_func.__module__, function.__name__, kinds
                 with announced(function.__name__):
                     pickle.dump(job, helper.stdin)
@@ -96,11 +93,20 @@ class Crew:
                         return
 
 
-def _started(count: int):
+def _taken_from(jobs: deque[Job]) -> Iterator[Job]:
+    """Yield jobs until none is left; others take some of them."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield jobs.popleft()
+
+
+def _started(count: int) -> Iterator[subprocess.Popen]:
     """Start helpers; where no process can be started, there are none."""
+    if not sys.executable or getattr(sys, "frozen", False):  # no Python, but some application
+        return
     environment = {**os.environ, "NUMBAGRAD_CACHE_DIR": str(cache_dir())}
     with contextlib.suppress(OSError):
-        for _ in range(count if sys.executable else 0):
+        for _ in range(count):
             yield subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, *sys.path],
                 stdin=subprocess.PIPE,

@@ -40,6 +40,7 @@ in cache when the next one reads it. `memory` holds the addresses of whole array
 thread's own scratch starts: values that are gone when a piece has been walked, and workspace, which
 only one call uses. So different values lie at the same place, one after the other.
 """
+ONCE = "Only when weights are others than at the last call."  # of a settled region
 DTYPES = {"bool": "boolean"}  # names in Numba that are not NumPy's
 
 
@@ -405,7 +406,7 @@ def _array_type(kind: tuple[np.dtype, tuple[int, ...]]) -> types.Array:
 def _summary(region: Region) -> str:
     pieces = f"In pieces of {region.chunk}" if region.axis else "In one piece"
     if region.is_settled:
-        pieces = f"Only when weights are others than at the last call. {pieces}"
+        pieces = f"{ONCE} {pieces}"
     return textwrap.fill(f"{pieces}: {_listed(node.name for node in region.nodes)}.", WIDTH)
 
 
