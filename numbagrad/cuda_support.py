@@ -144,6 +144,17 @@ else:
 
 ALIGNMENT: int | None = None if SIMULATOR else 16  # the simulator takes no other
 
+# Options for a kernel of 256 threads in a block, of which two fit on a multiprocessor at a time.
+TWO_BLOCKS: dict[str, int] = {} if SIMULATOR else {"max_registers": 128}
+
+
+def is_aligned(array: DeviceArray) -> bool:
+    """Say, to a launcher, whether an array starts at a multiple of 16 bytes: a slice may not."""
+    if SIMULATOR or isinstance(array, np.ndarray):
+        return array.ctypes.data % 16 == 0
+    return array.__cuda_array_interface__["data"][0] % 16 == 0
+
+
 if SIMULATOR:
 
     def fma(a, b, c):

@@ -17,11 +17,36 @@ bare ``0.0`` would turn float32 arithmetic into float64, 64 times as slow on man
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from . import formulas
-from .cuda_support import BLOCK, TILE, constant, cuda, erf, exp, expm1, launch, log, pow, sqrt, tanh
+from .cuda_support import (
+    ALIGNMENT,
+    BLOCK,
+    SIMULATOR,
+    TWO_BLOCKS,
+    commit_copies,
+    constant,
+    copy4_async,
+    copy_async,
+    cuda,
+    erf,
+    exp,
+    expm1,
+    fma,
+    is_aligned,
+    launch,
+    load4,
+    log,
+    pow,
+    sqrt,
+    store4,
+    tanh,
+    wait_for_copies,
+)
 from .errors import NO_ERROR
 
 device = cuda.jit(device=True)  # a function that kernels call
@@ -741,70 +766,286 @@ def place_forward(x, index, reduce, inner, out, stream):
 
 
 # ============================================================ matrix product
+#
+# A block of threads owns a tile of the result and keeps it in registers, 8 x 8 or 4 x 4 of it in
+# each thread. The block walks along the sum in steps: tile_a[k, i] and tile_b[k, j] hold a step of
+# both operands in shared memory, k outermost whichever way they lie in global memory. There is room
+# for two steps: while one is multiplied, the next is on its way. Behind the one barrier of a step
+# its numbers have come, and nobody reads what is now overwritten.
+#
+# Why 8 x 8: for each k a thread reads 16 numbers, in four loads of 16 bytes, and multiplies 64
+# times. The 32 threads of a warp lie 4 x 8: together, a load of a reads 64 bytes and a load of b
+# 128, side by side, so that each is one wavefront without bank conflicts. That is 4 wavefronts for
+# 64 FFMA of a warp; a multiprocessor does one wavefront and four FFMA a clock, so 16 clocks of
+# shared memory go with 64 of arithmetic, or 32 if the halves of a warp are served one by one. 4 x 4
+# reads twice as much: it is for results so small that large tiles would leave multiprocessors idle.
 
-MAX_GRID_Z = 65535  # most blocks along the grid's third dimension
+
+class Tile(NamedTuple):
+    """What a block of threads computes at a time."""
+
+    rows: int
+    columns: int
+    depth: int  # of a step along the sum
+    thread_rows: int  # that a thread owns: 4, or 8 in two groups of 4
+    thread_columns: int
+
+    @property
+    def threads(self):
+        """How many threads a block has."""
+        return self.rows // self.thread_rows * (self.columns // self.thread_columns)
+
+
+if SIMULATOR:
+    LARGE, SMALL, NARROW = Tile(16, 16, 4, 8, 8), Tile(8, 8, 4, 4, 4), Tile(16, 4, 4, 4, 4)
+else:
+    LARGE, SMALL, NARROW = Tile(128, 128, 8, 8, 8), Tile(64, 64, 8, 4, 4), Tile(128, 32, 8, 4, 4)
+TILES = LARGE, SMALL, NARROW
+MULTIPROCESSORS = 2 if SIMULATOR else 132  # of an H100
+PADDING = 4  # columns more than a tile has: else copies that turn it would fall on few banks
+
+
+def _tile_for(rows, columns, count, dtype):
+    """Choose the tile for `count` results of rows x columns.
+
+    Narrow results have a tile of their own. Else the large tile, if it gives every multiprocessor
+    a block; in float64 it would need twice the registers there are.
+    """
+    if columns <= NARROW.columns:
+        return NARROW
+    blocks = -(-rows // LARGE.rows) * -(-columns // LARGE.columns) * count
+    return LARGE if blocks >= MULTIPROCESSORS and dtype.itemsize == 4 else SMALL
+
+
+def _tile_functions(tile, kind_a, kind_b):
+    """Return what the threads of a block do with a tile: find their place, copy, multiply, store.
+
+    Sizes are constants of the functions: loops over them unroll, and `acc` stays in registers.
+    """
+    rows, columns, depth, thread_rows, thread_columns = tile
+    threads = tile.threads
+    half_rows, half_columns = rows // 2, columns // 2
+    pitch_a, pitch_b = rows + PADDING, columns + PADDING
+    across = columns // thread_columns  # threads side by side
+    lanes = min(across, 8)  # of them in a warp, which is lanes wide and 4 high
+    warps = across // lanes
+
+    @device
+    def place():
+        """Return the first row and column of this thread in the tile."""
+        t = cuda.threadIdx.x
+        lane, warp = t % (4 * lanes), t // (4 * lanes)
+        row = warp // warps * 4 + lane // lanes
+        return row * 4, (warp % warps * lanes + lane % lanes) * 4
+
+    @device
+    def multiply_once(tile_a, first_a, tile_b, first_b, acc):
+        """acc[i, j] += tile_a[i] tile_b[j], for this thread's i and j."""
+        a = cuda.local.array(thread_rows, tile_a.dtype)
+        b = cuda.local.array(thread_columns, tile_b.dtype)
+        for h in range(thread_rows // 4):
+            at = first_a + h * half_rows
+            a[4 * h], a[4 * h + 1], a[4 * h + 2], a[4 * h + 3] = load4(tile_a, at)
+        for h in range(thread_columns // 4):
+            at = first_b + h * half_columns
+            b[4 * h], b[4 * h + 1], b[4 * h + 2], b[4 * h + 3] = load4(tile_b, at)
+        for i in range(thread_rows):
+            for j in range(thread_columns):
+                acc[i, j] = fma(a[i], b[j], acc[i, j])
+
+    @device
+    def multiply(tile_a, first_a, tile_b, first_b, acc):
+        """acc[i, j] += sum_k tile_a[k, i] tile_b[k, j]."""
+        for k in range(0, depth, 4):  # four by hand: the compiler unrolls no body of 64 FFMA
+            a, b = first_a + k * pitch_a, first_b + k * pitch_b
+            multiply_once(tile_a, a, tile_b, b, acc)
+            multiply_once(tile_a, a + pitch_a, tile_b, b + pitch_b, acc)
+            multiply_once(tile_a, a + 2 * pitch_a, tile_b, b + 2 * pitch_b, acc)
+            multiply_once(tile_a, a + 3 * pitch_a, tile_b, b + 3 * pitch_b, acc)
+
+    @device
+    def store(acc, i, j, bias, first_bias, out, first, step, count_i, count_j, is_wide):
+        """out[first + i step + j] = acc[i, j] + bias[j], where i < count_i and j < count_j."""
+        i, j = np.int32(i), np.int32(j)
+        for q in range(thread_columns):
+            column = np.int32(j + q % 4 + q // 4 * half_columns)
+            if bias.size > 0 and column < count_j:
+                shift = bias[np.uint64(first_bias + column)]
+                for p in range(thread_rows):
+                    acc[p, q] += shift
+        for p in range(thread_rows):
+            row = np.int32(i + p % 4 + p // 4 * half_rows)
+            if row < count_i:
+                at = first + row * step + j
+                for h in range(thread_columns // 4):
+                    column = np.int32(j + h * half_columns)
+                    if is_wide:
+                        if column < count_j:
+                            four = (
+                                acc[p, 4 * h],
+                                acc[p, 4 * h + 1],
+                                acc[p, 4 * h + 2],
+                                acc[p, 4 * h + 3],
+                            )
+                            store4(out, at + h * half_columns, four)
+                    else:
+                        for q in range(4):
+                            if column + q < count_j:
+                                out[np.uint64(at + h * half_columns + q)] = acc[p, 4 * h + q]
+
+    copy_a = _copying(kind_a, rows, depth, pitch_a, threads)
+    copy_b = _copying(kind_b, columns, depth, pitch_b, threads)
+    return place, copy_a, copy_b, multiply, store
+
+
+ALONG, ACROSS, WIDE = range(3)  # how an operand lies: see _copying
+
+
+def _copying(kind, extent, depth, pitch, threads):
+    """Return the function that starts to copy a step of a matrix to shared memory.
+
+    Neighbours in global memory are neighbours along the sum (ALONG), or rows of a or columns of b
+    (ACROSS), of which four at a time are copied if all is aligned (WIDE). Threads side by side copy
+    neighbours.
+    """
+    each = -(-extent * depth // threads)
+
+    @device
+    def copy_along(tile, to, source, first, step, count, rest):
+        """tile[to + k pitch + i] = source[first + i step + k], or 0 from i = count, k = rest on."""
+        t = np.int32(cuda.threadIdx.x)
+        i, k = np.int32(t // depth), np.int32(t % depth)
+        for e in range(each):
+            row = np.int32(i + e * (threads // depth))
+            if row < extent:
+                inside = 1 if row < count and k < rest else 0
+                copy_async(tile, to + k * pitch + row, source, first + row * step + k, inside)
+
+    @device
+    def copy_across(tile, to, source, first, step, count, rest):
+        """tile[to + k pitch + i] = source[first + i + k step], or 0 from i = count, k = rest on."""
+        t = np.int32(cuda.threadIdx.x)
+        for e in range(each):
+            i, k = np.int32((t + e * threads) % extent), np.int32((t + e * threads) // extent)
+            if k < depth:
+                inside = 1 if i < count and k < rest else 0
+                copy_async(tile, to + k * pitch + i, source, first + k * step + i, inside)
+
+    groups = extent // 4
+
+    @device
+    def copy_wide(tile, to, source, first, step, count, rest):
+        """tile[to + k pitch + i] = source[first + i + k step], or 0 from i = count, k = rest on."""
+        t = np.int32(cuda.threadIdx.x)
+        for e in range(-(-groups * depth // threads)):
+            i = np.int32((t + e * threads) % groups * 4)
+            k = np.int32((t + e * threads) // groups)
+            if k < depth:
+                inside = max(0, min(4, count - i)) if k < rest else 0
+                copy4_async(tile, to + k * pitch + i, source, first + k * step + i, inside)
+
+    return (copy_along, copy_across, copy_wide)[kind]
+
+
+@cache
+def _matmul_forward(tile, kind_a, kind_b):
+    """Return the kernel for a tile and two kinds of operands."""
+    rows, columns, depth, thread_rows, thread_columns = tile
+    step_a, step_b = depth * (rows + PADDING), depth * (columns + PADDING)
+    size_a, size_b = 2 * step_a, 2 * step_b
+    place, copy_a, copy_b, multiply, store = _tile_functions(tile, kind_a, kind_b)
+
+    @cuda.jit(**TWO_BLOCKS)
+    def _matmul_forward(a, b, bias, n, k, width_a, first, m, left, width, pieces, is_wide, out):
+        """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each matrix as it is or transposed.
+
+        A block owns a tile of out. With several pieces it sums over one of these parts of p, and
+        `out` holds (pieces, w, i, j). Of the n columns, `left` to left + width are written.
+        """
+        tile_a = cuda.shared.array(size_a, a.dtype, alignment=ALIGNMENT)
+        tile_b = cuda.shared.array(size_b, a.dtype, alignment=ALIGNMENT)
+        acc = cuda.local.array((thread_rows, thread_columns), a.dtype)
+        i, j = place()
+        wide, high = (width + columns - 1) // columns, (m + rows - 1) // rows  # in tiles
+        block = cuda.blockIdx.x
+        side, top, matrix = (
+            block % wide * columns,
+            block // wide % high * rows,
+            block // (wide * high),
+        )
+        batch = out.size // (m * n) // pieces
+        which, piece = matrix % batch, matrix // batch
+        steps = (k + depth - 1) // depth
+        step, last = piece * steps // pieces, (piece + 1) * steps // pieces
+        width_b = k if kind_b == ALONG else n
+        next_a = depth if kind_a == ALONG else depth * width_a
+        next_b = depth if kind_b == ALONG else depth * width_b
+        at_a = step * next_a + ((first + top) * width_a if kind_a == ALONG else first + top)
+        at_b = step * next_b + ((left + side) * width_b if kind_b == ALONG else left + side)
+        if a.size > m * k:
+            at_a += which * m * k
+        if b.size > k * n:
+            at_b += which * k * n
+        count_i, count_j = np.int32(m - top), np.int32(width - side)
+        for p in range(thread_rows):
+            for q in range(thread_columns):
+                acc[p, q] = 0
+        rest = np.int32(k - step * depth)  # of the sum, when the next step is copied
+        half = np.int32(0)
+        for now in range(step - 1, last):
+            wait_for_copies(0)
+            cuda.syncthreads()
+            if now + 1 < last:
+                copy_a(tile_a, half * step_a, a, at_a, width_a, count_i, rest)
+                copy_b(tile_b, half * step_b, b, at_b, width_b, count_j, rest)
+                commit_copies()
+                at_a += next_a
+                at_b += next_b
+                rest = np.int32(rest - depth)
+            half = np.int32(1 - half)
+            if now >= step:
+                multiply(tile_a, half * step_a + i, tile_b, half * step_b + j, acc)
+        at = (matrix * m + top) * n + left + side
+        store(acc, i, j, bias, left + side, out, at, n, count_i, count_j, is_wide)
+
+    return _matmul_forward
 
 
 @cuda.jit
-def _matmul_forward(
-    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out
-):  # fmt: skip
-    """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
-
-    A block owns TILE x TILE outputs, a thread one of them. The block walks along p: it brings a
-    tile of each operand to shared memory, where every element is used TILE times. Threads side by
-    side read neighbouring elements of an operand, transposed or not; what lies outside is 0. Of
-    the n columns, `left` to left + columns are written.
-    """
-    tile_a = cuda.shared.array((TILE, TILE), a.dtype)
-    tile_b = cuda.shared.array((TILE, TILE), a.dtype)
-    row, column = cuda.threadIdx.y, cuda.threadIdx.x
-    top, side = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
-    end = left + columns
-    side += left
-    zero = a.dtype.type(0)
-    for which in range(cuda.blockIdx.z, out.size // (m * n), cuda.gridDim.z):
-        at_a = which * m * k if a.size > m * k else 0
-        at_b = which * k * n if b.size > k * n else 0
-        total = zero
-        for start in range(0, k, TILE):
-            if transpose_a:
-                inside = start + row < k and top + column < m
-                at = at_a + (start + row) * width_a + first + top + column
-                value = a[at] if inside else zero
-                tile_a[column, row] = value
-            else:
-                inside = top + row < m and start + column < k
-                at = at_a + (first + top + row) * width_a + start + column
-                value = a[at] if inside else zero
-                tile_a[row, column] = value
-            if transpose_b:
-                inside = side + row < end and start + column < k
-                value = b[at_b + (side + row) * k + start + column] if inside else zero
-                tile_b[column, row] = value
-            else:
-                inside = start + row < k and side + column < end
-                value = b[at_b + (start + row) * n + side + column] if inside else zero
-                tile_b[row, column] = value
-            cuda.syncthreads()
-            for p in range(TILE):
-                total += tile_a[row, p] * tile_b[p, column]
-            cuda.syncthreads()
-        if top + row < m and side + column < end:
-            if bias.size > 0:
-                total += bias[side + column]
-            out[(which * m + top + row) * n + side + column] = total
+def _add_pieces(parts, bias, out):
+    """out[i] = bias[i mod bias.size] + sum_p parts[p, i], in the order of the pieces."""
+    i = cuda.grid(1)
+    if i < out.size:
+        total = parts[i]
+        for at in range(out.size + i, parts.size, out.size):
+            total += parts[at]
+        if bias.size > 0:
+            total += bias[i % bias.size]
+        out[i] = total
 
 
 def matmul_forward(
-    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out,
-    tables, panel, block, stream,
+    a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out, parts, stream
 ):  # fmt: skip
-    """Start a block of threads per tile of `out`; all workspace is for the CPU."""
-    batch = out.size // max(m * n, 1)
-    grid = (-(-m // TILE), -(-columns // TILE), min(batch, MAX_GRID_Z))
-    args = a, b, bias, transpose_a, transpose_b, n, k, width_a, first, m, left, columns, out
-    launch(_matmul_forward, grid, (TILE, TILE), stream, *args)
+    """Start a block of threads per tile of `out`, or with room for parts, of each part."""
+    if not out.size:
+        return
+    pieces = max(parts.size // out.size, 1)
+    count = out.size // (m * n) * pieces
+    tile = _tile_for(m, columns, count, out.dtype)
+    blocks = -(-m // tile.rows) * -(-columns // tile.columns) * count
+    # What is copied or stored four at a time: with the rows' width, all rows are aligned.
+    wide_a, wide_b = (width_a | first) % 4 == 0, (n | left) % 4 == 0
+    kind_a = (WIDE if wide_a and is_aligned(a) else ACROSS) if transpose_a else ALONG
+    kind_b = ALONG if transpose_b else WIDE if wide_b and is_aligned(b) else ACROSS
+    kernel = _matmul_forward(tile, kind_a, kind_b)
+    target = out if pieces == 1 else parts
+    is_wide = wide_b and columns % 4 == 0 and is_aligned(target)
+    shape = n, k, width_a, first, m, left, columns, pieces, is_wide
+    args = a, b, bias if pieces == 1 else bias[:0], *shape, target
+    launch(kernel, blocks, tile.threads, stream, *args)
+    if pieces > 1:
+        _launch_flat(_add_pieces, out.size, stream, parts, bias, out)
 
 
 # =================================================================== shaping

@@ -17,7 +17,7 @@ from numbagrad.compiler import function
 from numbagrad.compiler.report import Line, StepReport
 from numbagrad.compiler.simplify import simplify
 from numbagrad.compiler.trace import trace
-from numbagrad.dispatch import Split
+from numbagrad.dispatch import Split, workspace_of
 from numbagrad.errors import GraphError, TraceError
 from numbagrad.jit import cache_dir, write_atomically
 from numbagrad.roofline import Roof
@@ -1166,7 +1166,7 @@ def test_report_of_memory():
     (product,) = [node for node in run._compiled().plan.nodes if node.name == "matmul"]
     room = [
         np.dtype(dtype).itemsize * int(np.prod(shape))
-        for shape, dtype in product.op.workspace(product.call)
+        for shape, dtype in workspace_of(product.op, product.call)
     ]
     assert report.unplanned == 4 * (2 * 60 * 32 + 32) + sum(room)
     scratch = max(line.scratch for line in report.lines)
