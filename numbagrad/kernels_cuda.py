@@ -42,6 +42,7 @@ from .cuda_support import (
     load4,
     log,
     pow,
+    reshape,
     sqrt,
     store4,
     tanh,
@@ -796,25 +797,27 @@ class Tile(NamedTuple):
         return self.rows // self.thread_rows * (self.columns // self.thread_columns)
 
 
+# Convolutions also keep track of pixels and taps: a large tile would leave too few registers.
 if SIMULATOR:
-    LARGE, SMALL, NARROW = Tile(16, 16, 4, 8, 8), Tile(8, 8, 4, 4, 4), Tile(16, 4, 4, 4, 4)
+    LARGE, MIDDLE = Tile(16, 16, 4, 8, 8), Tile(16, 8, 4, 8, 4)
+    SMALL, NARROW = Tile(8, 8, 4, 4, 4), Tile(16, 4, 4, 4, 4)
 else:
-    LARGE, SMALL, NARROW = Tile(128, 128, 8, 8, 8), Tile(64, 64, 8, 4, 4), Tile(128, 32, 8, 4, 4)
-TILES = LARGE, SMALL, NARROW
+    LARGE, MIDDLE = Tile(128, 128, 8, 8, 8), Tile(128, 64, 8, 8, 4)
+    SMALL, NARROW = Tile(64, 64, 8, 4, 4), Tile(128, 32, 8, 4, 4)
 MULTIPROCESSORS = 2 if SIMULATOR else 132  # of an H100
 PADDING = 4  # columns more than a tile has: else copies that turn it would fall on few banks
 
 
-def _tile_for(rows, columns, count, dtype):
+def _tile_for(rows, columns, count, dtype, largest=LARGE):
     """Choose the tile for `count` results of rows x columns.
 
-    Narrow results have a tile of their own. Else the large tile, if it gives every multiprocessor
+    Narrow results have a tile of their own. Else the largest tile, if it gives every multiprocessor
     a block; in float64 it would need twice the registers there are.
     """
     if columns <= NARROW.columns:
         return NARROW
-    blocks = -(-rows // LARGE.rows) * -(-columns // LARGE.columns) * count
-    return LARGE if blocks >= MULTIPROCESSORS and dtype.itemsize == 4 else SMALL
+    blocks = -(-rows // largest.rows) * -(-columns // largest.columns) * count
+    return largest if blocks >= MULTIPROCESSORS and dtype.itemsize == 4 else SMALL
 
 
 def _tile_functions(tile, kind_a, kind_b):
@@ -856,12 +859,10 @@ def _tile_functions(tile, kind_a, kind_b):
     @device
     def multiply(tile_a, first_a, tile_b, first_b, acc):
         """acc[i, j] += sum_k tile_a[k, i] tile_b[k, j]."""
-        for k in range(0, depth, 4):  # four by hand: the compiler unrolls no body of 64 FFMA
+        for k in range(0, depth, 2):  # two by hand: the compiler unrolls no body of 64 FFMA
             a, b = first_a + k * pitch_a, first_b + k * pitch_b
             multiply_once(tile_a, a, tile_b, b, acc)
             multiply_once(tile_a, a + pitch_a, tile_b, b + pitch_b, acc)
-            multiply_once(tile_a, a + 2 * pitch_a, tile_b, b + 2 * pitch_b, acc)
-            multiply_once(tile_a, a + 3 * pitch_a, tile_b, b + 3 * pitch_b, acc)
 
     @device
     def store(acc, i, j, bias, first_bias, out, first, step, count_i, count_j, is_wide):
@@ -992,7 +993,7 @@ def _matmul_forward(tile, kind_a, kind_b):
                 acc[p, q] = 0
         rest = np.int32(k - step * depth)  # of the sum, when the next step is copied
         half = np.int32(0)
-        for now in range(step - 1, last):
+        for now in range(np.int32(step - 1), np.int32(last)):
             wait_for_copies(0)
             cuda.syncthreads()
             if now + 1 < last:
@@ -1325,13 +1326,174 @@ def adam_update(
 
 # =============================================================== convolution
 #
-# Images are (n, h, w, c), weights (r, s, c, k). One thread owns one element of the result and
-# gathers all that goes into it. Neighbouring threads own neighbouring channels, so that they read
-# neighbouring elements of the weight and of grad_out.
+# Images are (n, h, w, c), weights (r, s, c, k). A convolution is a product of matrices: a row for
+# each output pixel, a column for each output channel, a sum over the taps (r, s, c) of the filters.
+# The kernels work in the tiles of the matrix product, but copy to them from where the pixels lie:
+# the matrix of patches is never stored. Where a row's patch starts is kept in shared memory; the
+# threads follow the taps by themselves, adding and carrying, since dividing takes long. Groups are
+# products of their own. Groups of one channel are too narrow for tiles: there, one thread owns one
+# element of the result and gathers all that goes into it.
+
+OUTSIDE = 1 << 29  # a row or column of pixels that is in no image, and twice as much is not either
+
+
+def _copying_patches(tile, is_spread):
+    """Return the function that starts to copy a tap of each pixel of a tile to shared memory."""
+    rows, _, depth, _, _ = tile
+    threads, pitch = tile.threads, tile.rows + PADDING
+    each = -(-rows * depth // threads)
+
+    @device
+    def copy(tile_a, to, image, row_at, row_h, row_w, h, w, c, extents, channels, spread, rest):
+        """tile[to + k pitch + i] = image[row_h[i] + h, row_w[i] + w, c], 0 outside the image.
+
+        The tap (h, w, c) is that of this thread's k. In a spread image there are zeros between
+        pixels: they are `spread` apart.
+        """
+        t = np.int32(cuda.threadIdx.x)
+        k = np.int32(t % depth)
+        for e in range(each):
+            i = np.uint32(t // depth + e * (threads // depth))
+            if i < rows:
+                y, x = np.int32(row_h[i] + h), np.int32(row_w[i] + w)
+                inside = y >= 0 and x >= 0 and k < rest
+                if is_spread:
+                    inside = inside and y % spread[0] == 0 and x % spread[1] == 0
+                    y, x = np.int32(y // spread[0]), np.int32(x // spread[1])
+                inside = inside and y < extents[0] and x < extents[1]
+                at = row_at[i] + np.int32(np.int32(y * np.int32(extents[1]) + x) * channels + c)
+                copy_async(tile_a, to + k * pitch + i, image, at, 1 if inside else 0)
+
+    return copy
+
+
+@cache
+def _convolution(tile, kind_b, is_spread):
+    """Return the kernel that computes a tile at a time.
+
+    A weight that lies ALONG the sum is turned: the sum runs over its last axis, and columns are
+    channels of its third.
+    """
+    rows, columns, depth, thread_rows, thread_columns = tile
+    threads = tile.threads
+    step_a, step_b = depth * (rows + PADDING), depth * (columns + PADDING)
+    size_a, size_b = 2 * step_a, 2 * step_b
+    place, _, copy_b, multiply, store = _tile_functions(tile, ALONG, kind_b)
+    copy_a = _copying_patches(tile, is_spread)
+
+    @cuda.jit(**TWO_BLOCKS)
+    def _convolution(
+        image, weight, bias, extents, window, scale, shift, dilation, spread,
+        each, width, groups, places, pieces, is_wide, out,
+    ):  # fmt: skip
+        """out[p, k] = bias[k] + sum_{r,s,c} image[row(p) + r dilation, ..., c] weight[r, s, c, k].
+
+        A block owns a tile of a group's pixels p and channels k. With several pieces it sums over
+        one of these parts of the taps, and `out` holds (pieces, p, k). Of each group, a tap has
+        `each` channels, and an output pixel `width`. Pixel h of `places` looks from h scale + shift
+        on.
+        """
+        tile_a = cuda.shared.array(size_a, image.dtype, alignment=ALIGNMENT)
+        tile_b = cuda.shared.array(size_b, image.dtype, alignment=ALIGNMENT)
+        row_at = cuda.shared.array(rows, np.int64)
+        row_h = cuda.shared.array(rows, np.int32)
+        row_w = cuda.shared.array(rows, np.int32)
+        acc = cuda.local.array((thread_rows, thread_columns), image.dtype)
+        i, j = place()
+        channels, out_channels = groups * each, groups * width
+        pixels = out.size // (pieces * out_channels)
+        wide, high = (width + columns - 1) // columns, (pixels + rows - 1) // rows  # in tiles
+        block = cuda.blockIdx.x
+        side, top, matrix = (
+            block % wide * columns,
+            block // wide % high * rows,
+            block // (wide * high),
+        )
+        group, piece = matrix % groups, matrix // groups
+        for row in range(cuda.threadIdx.x, rows, threads):
+            pixel = top + row
+            n = pixel // (places[0] * places[1])
+            row_at[row] = n * extents[0] * extents[1] * channels + group * each
+            row_h[row] = pixel // places[1] % places[0] * scale[0] + shift[0]
+            row_w[row] = pixel % places[1] * scale[1] + shift[1]
+            if pixel >= pixels:
+                row_h[row] = -OUTSIDE
+        for p in range(thread_rows):
+            for q in range(thread_columns):
+                acc[p, q] = 0
+        taps = window[0] * window[1] * each
+        steps = (taps + depth - 1) // depth
+        step, last = piece * steps // pieces, (piece + 1) * steps // pieces
+        k = cuda.threadIdx.x % depth
+        tap = step * depth + k  # of this thread: r, s, c
+        c, tap = np.int32(tap % max(each, 1)), tap // max(each, 1)
+        r, s = np.int32(tap // window[1]), np.int32(tap % window[1])
+        if kind_b == ALONG:
+            row_b, first_b = groups * each, side * groups * each + group * each
+        else:
+            row_b, first_b = out_channels, group * width + side + step * depth * out_channels
+        count_j = np.int32(width - side)
+        rest = np.int32(taps - step * depth)
+        half = np.int32(0)
+        for now in range(np.int32(step - 1), np.int32(last)):
+            wait_for_copies(0)
+            cuda.syncthreads()
+            if now + 1 < last:
+                h, w = np.int32(r * dilation[0]), np.int32(s * dilation[1])
+                to_a, to_b = half * step_a, half * step_b
+                copy_a(
+                    tile_a, to_a, image, row_at, row_h, row_w,
+                    h, w, c, extents, channels, spread, rest,
+                )  # fmt: skip
+                at_b = first_b
+                if kind_b == ALONG:
+                    at_b += (r * window[1] + s) * width * row_b + c - k
+                copy_b(tile_b, to_b, weight, at_b, row_b, count_j, rest)
+                commit_copies()
+                if kind_b != ALONG:
+                    first_b += depth * row_b
+                rest = np.int32(rest - depth)
+                c = np.int32(c + depth)
+                while c >= each:
+                    c = np.int32(c - each)
+                    s = np.int32(s + 1)
+                    if s == window[1]:
+                        s, r = np.int32(0), np.int32(r + 1)
+            half = np.int32(1 - half)
+            if now >= step:
+                multiply(tile_a, half * step_a + i, tile_b, half * step_b + j, acc)
+        first = (piece * pixels + top) * out_channels + group * width + side
+        count_i = np.int32(min(pixels - top, rows))
+        at = group * width + side
+        store(acc, i, j, bias, at, out, first, out_channels, count_i, count_j, is_wide)
+
+    return _convolution
+
+
+def _convolve(image, weight, bias, geometry, is_turned, groups, out, parts, stream):
+    """Start a block of threads per tile of `out`, or with room for parts, of each part."""
+    pieces = max(parts.size // out.size, 1)
+    each, width = image.shape[3] // groups, out.shape[3] // groups
+    pixels = out.size // out.shape[3]
+    tile = _tile_for(pixels, width, groups * pieces, out.dtype, MIDDLE)
+    blocks = -(-pixels // tile.rows) * -(-width // tile.columns) * groups * pieces
+    target = reshape(out, (out.size,)) if pieces == 1 else parts
+    wide_b = width % 4 == 0 and is_aligned(weight)
+    kernel = _convolution(
+        tile, ALONG if is_turned else WIDE if wide_b else ACROSS, geometry[-1] != (1, 1)
+    )
+    args = reshape(image, (image.size,)), reshape(weight, (weight.size,))
+    args += (bias if pieces == 1 else bias[:0], tuple(image.shape[1:3]), tuple(weight.shape[:2]))
+    args += (*geometry, each, width, groups, tuple(out.shape[1:3]), pieces)
+    is_wide = width % 4 == 0 and is_aligned(target)
+    launch(kernel, blocks, tile.threads, stream, *args, is_wide, target)
+    if pieces > 1:
+        flat = reshape(out, (out.size,))
+        _launch_flat(_add_pieces, out.size, stream, parts, bias, flat)
 
 
 @cuda.jit
-def _conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out):
+def _depthwise_forward(x, weight, bias, stride, padding, dilation, groups, out):
     """out[n, h, w, k] = bias[k]
     + sum_{r,s,c} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, c, k].
     """
@@ -1359,16 +1521,27 @@ def _conv2d_forward(x, weight, bias, stride, padding, dilation, groups, out):
         out[n, h, w, k] = acc
 
 
-def conv2d_forward(
-    x, weight, bias, bank, stride, padding, dilation, groups, out, padded, pixels, taps, stream
-):
-    """Start a thread per output element; `bank`, `padded`, `pixels`, `taps` are for the CPU."""
-    args = x, weight, bias, stride, padding, dilation, groups, out
-    _launch_flat(_conv2d_forward, out.size, stream, *args)
+def _conv2d_forward(tile, kind_b):
+    """out[n, h, w, k] = bias[k]
+    + sum_{r,s,c} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, c, k].
+    """
+    return _convolution(tile, kind_b, False)
+
+
+def conv2d_forward(x, weight, bias, bank, stride, padding, dilation, groups, out, parts, stream):
+    """Start a block per tile of pixels and channels; per output, in groups of one channel."""
+    if not out.size:
+        return
+    if weight.shape[2] == 1 and groups > 1:
+        args = x, weight, bias, stride, padding, dilation, groups, out
+        _launch_flat(_depthwise_forward, out.size, stream, *args)
+        return
+    geometry = stride, (-padding[0], -padding[1]), dilation, (1, 1)
+    _convolve(x, weight, bias, geometry, False, groups, out, parts, stream)
 
 
 @cuda.jit
-def _conv2d_backward_input(grad_out, weight, stride, padding, dilation, groups, grad_x):
+def _depthwise_backward_input(grad_out, weight, stride, padding, dilation, groups, grad_x):
     """grad_x[n, h, w, c] = sum of grad_out[n, i, j, k] weight[r, s, c, k] over all r, s, k where
     i stride + r dilation - padding = h, and likewise for j and w.
     """
@@ -1396,31 +1569,161 @@ def _conv2d_backward_input(grad_out, weight, stride, padding, dilation, groups, 
         grad_x[n, h, w, c] = acc
 
 
+def _conv2d_backward_input(tile, is_spread):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, k] weight[r, s, c, k] over all r, s, k where
+    i stride + r dilation - padding = h, and likewise for j and w.
+    """
+    return _convolution(tile, ALONG, is_spread)
+
+
 def conv2d_backward_input(
-    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, spread, pixels, taps, stream
+    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, parts, stream
 ):
-    """Start a thread per input element; `bank`, `spread`, `pixels`, `taps` are for the CPU."""
-    args = grad_out, weight, stride, padding, dilation, groups, grad_x
-    _launch_flat(_conv2d_backward_input, grad_x.size, stream, *args)
+    """Start a block per tile of pixels and channels; per input, in groups of one channel.
+
+    It is a convolution of grad_out, with zeros between pixels if there is a stride, and the taps
+    run backwards.
+    """
+    if not grad_x.size:
+        return
+    if weight.shape[2] == 1 and groups > 1:
+        args = grad_out, weight, stride, padding, dilation, groups, grad_x
+        _launch_flat(_depthwise_backward_input, grad_x.size, stream, *args)
+        return
+    geometry = (1, 1), padding, (-dilation[0], -dilation[1]), stride
+    _convolve(grad_out, weight, bank, geometry, True, groups, grad_x, parts, stream)
+
+
+@cache
+def _conv2d_backward_weight(tile, kind_b):
+    """Return the kernel that computes a tile of taps and output channels at a time."""
+    rows, columns, depth, thread_rows, thread_columns = tile
+    threads, pitch = tile.threads, tile.rows + PADDING
+    step_a, step_b = depth * (rows + PADDING), depth * (columns + PADDING)
+    size_a, size_b = 2 * step_a, 2 * step_b
+    size_pixels = 2 * depth
+    place, _, copy_b, multiply, store = _tile_functions(tile, ACROSS, kind_b)
+
+    @device
+    def find_pixels(step, end, extents, channels, places, stride, padding, at, h, w):
+        """Note where the pixels of a step look, in one of two halves of the tables."""
+        k = cuda.threadIdx.x
+        if k < depth:
+            pixel = step * depth + k
+            n = pixel // (places[0] * places[1])
+            slot = step % 2 * depth + k
+            y = pixel // places[1] % places[0] * stride[0] - padding[0]
+            x = pixel % places[1] * stride[1] - padding[1]
+            at[slot] = ((n * extents[0] + y) * extents[1] + x) * channels
+            h[slot] = y if pixel < end else OUTSIDE
+            w[slot] = x
+
+    @device
+    def copy_a(tile_a, to, x, tap_at, tap_h, tap_w, at, h, w, slot, extents):
+        """tile[to + k pitch + i] = x at the pixel k of the step and the tap i, 0 outside."""
+        t = np.int32(cuda.threadIdx.x)
+        for e in range(-(-rows * depth // threads)):
+            i, k = np.uint32((t + e * threads) % rows), np.uint32((t + e * threads) // rows)
+            if k < depth:
+                pixel = np.uint64(slot + k)
+                y, z = np.int32(h[pixel] + tap_h[i]), np.int32(w[pixel] + tap_w[i])
+                inside = 0 <= y < extents[0] and 0 <= z < extents[1]
+                from_x = at[pixel] + tap_at[i]
+                copy_async(tile_a, to + k * pitch + i, x, from_x, 1 if inside else 0)
+
+    @cuda.jit(**TWO_BLOCKS)
+    def _conv2d_backward_weight(
+        x, grad_out, bias, extents, window, places, stride, padding, dilation,
+        each, width, groups, pixels, pieces, is_wide, out,
+    ):  # fmt: skip
+        """grad_weight[r, s, c, k]
+        = sum_{n,h,w} x[n, h stride + r dilation - padding, w ..., c] grad_out[n, h, w, k].
+
+        A block owns a tile of a group's (r, s, c) and k. With several pieces it sums over one of
+        these parts of the pixels, and `out` holds (pieces, r, s, c, k).
+        """
+        tile_a = cuda.shared.array(size_a, x.dtype, alignment=ALIGNMENT)
+        tile_b = cuda.shared.array(size_b, x.dtype, alignment=ALIGNMENT)
+        tap_at = cuda.shared.array(rows, np.int64)
+        tap_h = cuda.shared.array(rows, np.int32)
+        tap_w = cuda.shared.array(rows, np.int32)
+        at = cuda.shared.array(size_pixels, np.int64)
+        h = cuda.shared.array(size_pixels, np.int32)
+        w = cuda.shared.array(size_pixels, np.int32)
+        acc = cuda.local.array((thread_rows, thread_columns), x.dtype)
+        i, j = place()
+        channels, out_channels = groups * each, groups * width
+        taps = window[0] * window[1] * each
+        wide, high = (width + columns - 1) // columns, (taps + rows - 1) // rows  # in tiles
+        block = cuda.blockIdx.x
+        side, top, matrix = (
+            block % wide * columns,
+            block // wide % high * rows,
+            block // (wide * high),
+        )
+        group, piece = matrix % groups, matrix // groups
+        for row in range(cuda.threadIdx.x, rows, threads):
+            tap = top + row
+            y = tap // (each * window[1]) * dilation[0]
+            z = tap // each % window[1] * dilation[1]
+            tap_at[row] = (y * extents[1] + z) * channels + group * each + tap % each
+            tap_h[row] = y if tap < taps else OUTSIDE
+            tap_w[row] = z
+        for p in range(thread_rows):
+            for q in range(thread_columns):
+                acc[p, q] = 0
+        steps = (pixels + depth - 1) // depth
+        step, last = piece * steps // pieces, (piece + 1) * steps // pieces
+        at_b = step * depth * out_channels + group * width + side
+        count_j = np.int32(width - side)
+        rest = np.int32(min(pixels - step * depth, OUTSIDE))
+        half = np.int32(0)
+        find_pixels(step, pixels, extents, channels, places, stride, padding, at, h, w)
+        for now in range(np.int32(step - 1), np.int32(last)):
+            wait_for_copies(0)
+            cuda.syncthreads()
+            if now + 1 < last:
+                slot = (now + 1) % 2 * depth
+                to_a, to_b = half * step_a, half * step_b
+                copy_a(tile_a, to_a, x, tap_at, tap_h, tap_w, at, h, w, slot, extents)
+                copy_b(tile_b, to_b, grad_out, at_b, out_channels, count_j, rest)
+                commit_copies()
+                # The other half of the tables was last read before the barrier.
+                find_pixels(now + 2, pixels, extents, channels, places, stride, padding, at, h, w)
+                at_b += depth * out_channels
+                rest = np.int32(rest - depth)
+            half = np.int32(1 - half)
+            if now >= step:
+                multiply(tile_a, half * step_a + i, tile_b, half * step_b + j, acc)
+        first = (piece * taps + top) * out_channels + group * width + side
+        count_i = np.int32(taps - top)
+        store(acc, i, j, bias, 0, out, first, out_channels, count_i, count_j, is_wide)
+
+    return _conv2d_backward_weight
 
 
 @cuda.jit
-def _conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad_weight):
+def _depthwise_backward_weight(
+    x, grad_out, stride, padding, dilation, groups, pieces, grad_weight, out
+):
     """grad_weight[r, s, c, k]
     = sum_{n,h,w} x[n, h stride + r dilation - padding, w ..., c] grad_out[n, h, w, k].
+
+    `out` holds (pieces, r, s, c, k): each piece sums over one of these parts of the images.
     """
     images, rows, columns, _ = x.shape
     _, height, width, out_channels = grad_out.shape
     _, filter_width, depth, _ = grad_weight.shape
-    i = cuda.grid(1)
-    if i < grad_weight.size:
+    place = cuda.grid(1)
+    if place < out.size:
+        i, piece = place % grad_weight.size, place // grad_weight.size
         k = i % out_channels
         c = i // out_channels % depth
         s = i // (out_channels * depth) % filter_width
         r = i // (out_channels * depth * filter_width)
         channel = k // (out_channels // groups) * depth + c
         acc = x.dtype.type(0)
-        for n in range(images):
+        for n in range(piece * images // pieces, (piece + 1) * images // pieces):
             for h in range(height):
                 row = h * stride[0] + r * dilation[0] - padding[0]
                 if 0 <= row < rows:
@@ -1428,26 +1731,38 @@ def _conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad
                         column = w * stride[1] + s * dilation[1] - padding[1]
                         if 0 <= column < columns:
                             acc += x[n, row, column, channel] * grad_out[n, h, w, k]
-        grad_weight[r, s, c, k] = acc
+        out[place] = acc
 
 
 def conv2d_backward_weight(
-    x,
-    grad_out,
-    stride,
-    padding,
-    dilation,
-    groups,
-    grad_weight,
-    padded,
-    tables,
-    lines,
-    strip,
-    stream,
+    x, grad_out, stride, padding, dilation, groups, grad_weight, parts, stream
 ):
-    """Start a thread per weight; the workspace is for the CPU."""
-    args = x, grad_out, stride, padding, dilation, groups, grad_weight
-    _launch_flat(_conv2d_backward_weight, grad_weight.size, stream, *args)
+    """Start a block per tile of taps and channels; per weight, in groups of one channel."""
+    if not grad_weight.size:
+        return
+    size = grad_weight.size
+    pieces = max(parts.size // size, 1)
+    flat = reshape(grad_weight, (size,))
+    target = flat if pieces == 1 else parts
+    *window, each, out_channels = grad_weight.shape
+    nothing = parts[:0]
+    if each == 1 and groups > 1:
+        args = x, grad_out, stride, padding, dilation, groups, pieces, grad_weight, target
+        _launch_flat(_depthwise_backward_weight, target.size, stream, *args)
+    else:
+        width, taps = out_channels // groups, math.prod(window) * each
+        pixels = math.prod(grad_out.shape[:3])
+        tile = _tile_for(taps, width, groups * pieces, x.dtype, MIDDLE)
+        blocks = -(-taps // tile.rows) * -(-width // tile.columns) * groups * pieces
+        wide_b = width % 4 == 0 and is_aligned(grad_out)
+        kernel = _conv2d_backward_weight(tile, WIDE if wide_b else ACROSS)
+        args = reshape(x, (x.size,)), reshape(grad_out, (grad_out.size,)), nothing
+        args += tuple(x.shape[1:3]), tuple(window), tuple(grad_out.shape[1:3])
+        args += stride, padding, dilation, each, width, groups, pixels, pieces
+        is_wide = width % 4 == 0 and is_aligned(target)
+        launch(kernel, blocks, tile.threads, stream, *args, is_wide, target)
+    if pieces > 1:
+        _launch_flat(_add_pieces, size, stream, parts, nothing, flat)
 
 
 # =================================================================== pooling

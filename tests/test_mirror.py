@@ -58,6 +58,9 @@ def test_same_names():
 # Scratch arrays come last, and each device declares its own: (the CPU's, CUDA's).
 WORKSPACE = {
     "matmul_forward": (["tables", "panel", "block"], ["parts"]),
+    "conv2d_forward": (["padded", "pixels", "taps"], ["parts"]),
+    "conv2d_backward_input": (["spread", "pixels", "taps"], ["parts"]),
+    "conv2d_backward_weight": (["padded", "tables", "lines", "strip"], ["parts"]),
 }
 
 
@@ -73,6 +76,9 @@ def test_same_parameters(name):
 
 VARIANTS = {
     "matmul_forward": (kernels_cuda.SMALL, kernels_cuda.ALONG, kernels_cuda.ACROSS),
+    "conv2d_forward": (kernels_cuda.SMALL, kernels_cuda.ACROSS),
+    "conv2d_backward_input": (kernels_cuda.SMALL, True),
+    "conv2d_backward_weight": (kernels_cuda.SMALL, kernels_cuda.ACROSS),
 }
 
 

@@ -10,9 +10,26 @@ from cuda_kernels import F32, F64, arrays
 from cuda_recorder import MAX_REGISTERS, require_clean
 
 from numbagrad.cuda_support import compile_offline, types
-from numbagrad.kernels_cuda import ACROSS, ALONG, LARGE, NARROW, SMALL, WIDE, _matmul_forward
+from numbagrad.kernels_cuda import (
+    ACROSS,
+    ALONG,
+    LARGE,
+    MIDDLE,
+    NARROW,
+    SMALL,
+    WIDE,
+    _conv2d_backward_input,
+    _conv2d_backward_weight,
+    _conv2d_forward,
+    _matmul_forward,
+)
 
-SHARED_BYTES = {LARGE: 17 * 1024, SMALL: 9 * 1024, NARROW: 11 * 1024}  # in float32
+SHARED_BYTES = {
+    LARGE: 17 * 1024,
+    MIDDLE: 16 * 1024,
+    SMALL: 9 * 1024,
+    NARROW: 11 * 1024,
+}  # in float32
 
 
 @pytest.mark.parametrize(
@@ -39,3 +56,28 @@ def test_products(tile, dtype, kinds):
     inner = report.ptx[report.ptx.index("fma.rn") : report.ptx.rindex("fma.rn")]
     assert set(re.findall(r"ld\.[\w.]+", inner)) == {f"ld.shared.{vector}"}
     assert not re.search(r"\b(div|rem)\.", inner)
+
+
+PAIR = types.UniTuple(types.int64, 2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [
+        (_conv2d_forward(MIDDLE, WIDE), F32),
+        (_conv2d_backward_input(MIDDLE, True), F32),
+        (_conv2d_backward_weight(MIDDLE, WIDE), F32),
+    ],
+    ids=["forward", "backward_input", "backward_weight"],
+)
+def test_convolutions(kernel, dtype):
+    scalars = [types.int64] * 5
+    if "weight" not in kernel.__name__:
+        scalars[3] = PAIR
+    signature = (*arrays(dtype, 1, 1, 1), *[PAIR] * 6, *scalars, types.boolean, *arrays(dtype, 1))
+    report = compile_offline(kernel, signature)
+    require_clean(report, signature)
+    assert report.local_bytes == 0
+    assert report.shared_bytes <= SHARED_BYTES[MIDDLE]
+    assert "ld.shared.v4.f32" in report.ptx
+    assert "st.global.v4.f32" in report.ptx
