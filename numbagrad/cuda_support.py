@@ -717,7 +717,9 @@ def reshape(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
     """View a contiguous device array in another shape of the same size; nothing is copied."""
     if math.prod(shape) != array.size:
         raise ValueError(f"cannot reshape {tuple(array.shape)} to {tuple(shape)}")
-    return array.reshape(shape) if SIMULATOR else _view(array, shape, array.dtype, array.gpu_data)
+    if SIMULATOR or isinstance(array, np.ndarray):  # the latter while launches are recorded
+        return array.reshape(shape)
+    return _view(array, shape, array.dtype, array.gpu_data)
 
 
 def slice_rows(array: DeviceArray, lo: int, hi: int) -> DeviceArray:

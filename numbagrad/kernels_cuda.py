@@ -865,12 +865,12 @@ def _tile_functions(tile, kind_a, kind_b):
             multiply_once(tile_a, a + pitch_a, tile_b, b + pitch_b, acc)
 
     @device
-    def store(acc, i, j, bias, first_bias, out, first, step, count_i, count_j, is_wide):
+    def store(acc, i, j, bias, has_bias, first_bias, out, first, step, count_i, count_j, is_wide):
         """out[first + i step + j] = acc[i, j] + bias[j], where i < count_i and j < count_j."""
         i, j = np.int32(i), np.int32(j)
         for q in range(thread_columns):
             column = np.int32(j + q % 4 + q // 4 * half_columns)
-            if bias.size > 0 and column < count_j:
+            if has_bias and column < count_j:
                 shift = bias[np.uint64(first_bias + column)]
                 for p in range(thread_rows):
                     acc[p, q] += shift
@@ -1007,20 +1007,21 @@ def _matmul_forward(tile, kind_a, kind_b):
             if now >= step:
                 multiply(tile_a, half * step_a + i, tile_b, half * step_b + j, acc)
         at = (matrix * m + top) * n + left + side
-        store(acc, i, j, bias, left + side, out, at, n, count_i, count_j, is_wide)
+        has_bias = bias.size > 0 and pieces == 1
+        store(acc, i, j, bias, has_bias, left + side, out, at, n, count_i, count_j, is_wide)
 
     return _matmul_forward
 
 
 @cuda.jit
-def _add_pieces(parts, bias, out):
+def _add_pieces(parts, bias, has_bias, out):
     """out[i] = bias[i mod bias.size] + sum_p parts[p, i], in the order of the pieces."""
     i = cuda.grid(1)
     if i < out.size:
         total = parts[i]
         for at in range(out.size + i, parts.size, out.size):
             total += parts[at]
-        if bias.size > 0:
+        if has_bias:
             total += bias[i % bias.size]
         out[i] = total
 
@@ -1043,10 +1044,10 @@ def matmul_forward(
     target = out if pieces == 1 else parts
     is_wide = wide_b and columns % 4 == 0 and is_aligned(target)
     shape = n, k, width_a, first, m, left, columns, pieces, is_wide
-    args = a, b, bias if pieces == 1 else bias[:0], *shape, target
+    args = a, b, bias, *shape, target
     launch(kernel, blocks, tile.threads, stream, *args)
     if pieces > 1:
-        _launch_flat(_add_pieces, out.size, stream, parts, bias, out)
+        _launch_flat(_add_pieces, out.size, stream, parts, bias, bias.size > 0, out)
 
 
 # =================================================================== shaping
@@ -1464,8 +1465,10 @@ def _convolution(tile, kind_b, is_spread):
                 multiply(tile_a, half * step_a + i, tile_b, half * step_b + j, acc)
         first = (piece * pixels + top) * out_channels + group * width + side
         count_i = np.int32(min(pixels - top, rows))
-        at = group * width + side
-        store(acc, i, j, bias, at, out, first, out_channels, count_i, count_j, is_wide)
+        at, has_bias = group * width + side, bias.size > 0 and pieces == 1
+        store(
+            acc, i, j, bias, has_bias, at, out, first, out_channels, count_i, count_j, is_wide
+        )  # fmt: skip
 
     return _convolution
 
@@ -1483,13 +1486,13 @@ def _convolve(image, weight, bias, geometry, is_turned, groups, out, parts, stre
         tile, ALONG if is_turned else WIDE if wide_b else ACROSS, geometry[-1] != (1, 1)
     )
     args = reshape(image, (image.size,)), reshape(weight, (weight.size,))
-    args += (bias if pieces == 1 else bias[:0], tuple(image.shape[1:3]), tuple(weight.shape[:2]))
+    args += (bias, tuple(image.shape[1:3]), tuple(weight.shape[:2]))
     args += (*geometry, each, width, groups, tuple(out.shape[1:3]), pieces)
     is_wide = width % 4 == 0 and is_aligned(target)
     launch(kernel, blocks, tile.threads, stream, *args, is_wide, target)
     if pieces > 1:
         flat = reshape(out, (out.size,))
-        _launch_flat(_add_pieces, out.size, stream, parts, bias, flat)
+        _launch_flat(_add_pieces, out.size, stream, parts, bias, bias.size > 0, flat)
 
 
 @cuda.jit
@@ -1633,7 +1636,7 @@ def _conv2d_backward_weight(tile, kind_b):
 
     @cuda.jit(**TWO_BLOCKS)
     def _conv2d_backward_weight(
-        x, grad_out, bias, extents, window, places, stride, padding, dilation,
+        x, grad_out, extents, window, places, stride, padding, dilation,
         each, width, groups, pixels, pieces, is_wide, out,
     ):  # fmt: skip
         """grad_weight[r, s, c, k]
@@ -1697,7 +1700,7 @@ def _conv2d_backward_weight(tile, kind_b):
                 multiply(tile_a, half * step_a + i, tile_b, half * step_b + j, acc)
         first = (piece * taps + top) * out_channels + group * width + side
         count_i = np.int32(taps - top)
-        store(acc, i, j, bias, 0, out, first, out_channels, count_i, count_j, is_wide)
+        store(acc, i, j, out, False, 0, out, first, out_channels, count_i, count_j, is_wide)
 
     return _conv2d_backward_weight
 
@@ -1745,7 +1748,6 @@ def conv2d_backward_weight(
     flat = reshape(grad_weight, (size,))
     target = flat if pieces == 1 else parts
     *window, each, out_channels = grad_weight.shape
-    nothing = parts[:0]
     if each == 1 and groups > 1:
         args = x, grad_out, stride, padding, dilation, groups, pieces, grad_weight, target
         _launch_flat(_depthwise_backward_weight, target.size, stream, *args)
@@ -1756,13 +1758,13 @@ def conv2d_backward_weight(
         blocks = -(-taps // tile.rows) * -(-width // tile.columns) * groups * pieces
         wide_b = width % 4 == 0 and is_aligned(grad_out)
         kernel = _conv2d_backward_weight(tile, WIDE if wide_b else ACROSS)
-        args = reshape(x, (x.size,)), reshape(grad_out, (grad_out.size,)), nothing
+        args = reshape(x, (x.size,)), reshape(grad_out, (grad_out.size,))
         args += tuple(x.shape[1:3]), tuple(window), tuple(grad_out.shape[1:3])
         args += stride, padding, dilation, each, width, groups, pixels, pieces
         is_wide = width % 4 == 0 and is_aligned(target)
         launch(kernel, blocks, tile.threads, stream, *args, is_wide, target)
     if pieces > 1:
-        _launch_flat(_add_pieces, size, stream, parts, nothing, flat)
+        _launch_flat(_add_pieces, size, stream, parts, parts, False, flat)
 
 
 # =================================================================== pooling
