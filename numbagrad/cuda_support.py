@@ -62,7 +62,9 @@ except ImportError as error:
 SIMULATOR: bool = bool(config.ENABLE_CUDASIM)
 
 if not SIMULATOR:
+    from llvmlite import ir
     from numba.cuda.cudadrv.devicearray import DeviceNDArray
+    from numba.cuda.extending import intrinsic
 
 # Compile-time constants inside kernels; small in the simulator, which runs a GPU thread in Python.
 BLOCK: int = 8 if SIMULATOR else 256  # threads per block of an elementwise launch
@@ -131,6 +133,219 @@ else:
         tanh,
         trunc,
     )
+
+# ---------------------------------------------------------------------------------------------
+# Vectors, asynchronous copies, tensor cores
+# ---------------------------------------------------------------------------------------------
+#
+# Arrays are one-dimensional, and places in them are numbers of elements. What moves 16 bytes at a
+# time needs addresses that are multiples of 16: a device array's own memory starts at one, and so
+# does a shared array made with ``alignment=ALIGNMENT``.
+
+ALIGNMENT: int | None = None if SIMULATOR else 16  # the simulator takes no other
+
+# Options for a kernel of 256 threads in a block, of which two fit on a multiprocessor at a time.
+TWO_BLOCKS: dict[str, int] = {} if SIMULATOR else {"max_registers": 128}
+
+
+def is_aligned(array: DeviceArray) -> bool:
+    """Say, to a launcher, whether an array starts at a multiple of 16 bytes: a slice may not."""
+    if SIMULATOR or isinstance(array, np.ndarray):
+        return array.ctypes.data % 16 == 0
+    return array.__cuda_array_interface__["data"][0] % 16 == 0
+
+
+if SIMULATOR:
+
+    def fma(a, b, c):
+        return a * b + c
+
+    def load4(array, at):
+        _require_aligned(array, at)
+        return tuple(array[at : at + 4])
+
+    def store4(array, at, values):
+        _require_aligned(array, at)
+        if len(array) < at + 4:
+            raise IndexError(f"elements {at} to {at + 3} of {len(array)}")
+        array[at : at + 4] = values
+
+    # A copy is made as late as a GPU may make it, and until then its target holds NaN: a kernel
+    # that does not wait, or that copies to what others still read, gives NaN.
+
+    def copy4_async(target, to, source, at, count):
+        _require_aligned(target, to)
+        if count:
+            _require_aligned(source, at)
+        _copy_late(target, to, source, at, count, 4)
+
+    def copy_async(target, to, source, at, count):
+        _copy_late(target, to, source, at, count, 1)
+
+    def commit_copies():
+        threading.current_thread().copies.append([])
+
+    def wait_for_copies(pending):
+        groups = threading.current_thread().copies
+        while len(groups) - 1 > pending:
+            for target, to, values in groups.pop(0):
+                target[to : to + len(values)] = values
+
+    def _copy_late(target, to, source, at, count, width):
+        if not 0 <= count <= width or len(target) < to + width or (count and at < 0):
+            raise IndexError(f"{count} of {width} elements from {at} to {to} of {len(target)}")
+        values = np.zeros(width, target.dtype)
+        if count:
+            values[:count] = source[at : at + count]
+        target[to : to + width] = np.nan
+        threading.current_thread().copies[-1].append((target, to, values))
+
+    def _require_aligned(array, at):
+        if at < 0 or at * array.dtype.itemsize % 16:
+            raise IndexError(f"element {at} of {array.dtype} lies at no multiple of 16 bytes")
+else:
+    _PER_16_BYTES = {types.float32: 4, types.float64: 2}
+
+    def _element(context, builder, array_type, array, at, at_type):
+        """Return a pointer to an element."""
+        data = context.make_array(array_type)(context, builder, array).data
+        return builder.gep(data, [context.cast(builder, at, at_type, types.intp)])
+
+    def _is_vector_of_floats(array):
+        return isinstance(array, types.Array) and array.ndim == 1 and array.dtype in _PER_16_BYTES
+
+    def _as_vector(builder, pointer, lanes):
+        """Return a pointer to a vector, and its type."""
+        vector = ir.VectorType(pointer.type.pointee, lanes)
+        return builder.bitcast(pointer, ir.PointerType(vector)), vector
+
+    @intrinsic
+    def fma(typingctx, a, b, c):
+        """a * b + c, rounded once."""
+
+        def codegen(context, builder, signature, args):
+            return builder.fma(*args)
+
+        return a(a, a, a), codegen
+
+    @intrinsic
+    def load4(typingctx, array, at):
+        """Return elements ``at`` to ``at + 3``: one load of 16 bytes, two in float64."""
+        if not _is_vector_of_floats(array):
+            return None
+        lanes = _PER_16_BYTES[array.dtype]
+
+        def codegen(context, builder, signature, args):
+            pointer = _element(context, builder, array, *args, at)
+            values = []
+            for k in range(0, 4, lanes):
+                part = builder.gep(pointer, [ir.Constant(ir.IntType(64), k)])
+                vector = builder.load(_as_vector(builder, part, lanes)[0], align=16)
+                values += [
+                    builder.extract_element(vector, ir.Constant(ir.IntType(32), lane))
+                    for lane in range(lanes)
+                ]
+            return context.make_tuple(builder, signature.return_type, values)
+
+        return types.UniTuple(array.dtype, 4)(array, at), codegen
+
+    @intrinsic
+    def store4(typingctx, array, at, values):
+        """Write elements ``at`` to ``at + 3``: one store of 16 bytes, two in float64."""
+        if not _is_vector_of_floats(array) or values != types.UniTuple(array.dtype, 4):
+            return None
+        lanes = _PER_16_BYTES[array.dtype]
+
+        def codegen(context, builder, signature, args):
+            pointer = _element(context, builder, array, *args[:2], at)
+            for k in range(0, 4, lanes):
+                part = builder.gep(pointer, [ir.Constant(ir.IntType(64), k)])
+                target, vector_type = _as_vector(builder, part, lanes)
+                vector = ir.Constant(vector_type, ir.Undefined)
+                for lane in range(lanes):
+                    value = builder.extract_value(args[2], k + lane)
+                    index = ir.Constant(ir.IntType(32), lane)
+                    vector = builder.insert_element(vector, value, index)
+                builder.store(vector, target, align=16)
+
+        return types.void(array, at, values), codegen
+
+    def _copying(width):
+        """Return a function that copies so many elements from global to shared memory.
+
+        It has the code for ``copy(target, to, source, at, count)``; of the ``width`` elements only
+        the first ``count`` are read, the others become 0.
+        """
+
+        def copy(typingctx, target, to, source, at, count):
+            if not _is_vector_of_floats(target) or target.dtype != source.dtype:
+                return None
+            item = 16 // _PER_16_BYTES[target.dtype]
+            step = min(16, width * item)  # bytes
+            # .cg goes past the L1 cache, but can only be had for 16 bytes
+            text = f"cp.async.{'cg' if step == 16 else 'ca'}.shared.global [$0], [$1], {step}, $2;"
+
+            def codegen(context, builder, signature, args):
+                target_value, to_value, source_value, at_value, count_value = args
+                to_shared = _element(context, builder, target, target_value, to_value, to)
+                from_global = _element(context, builder, source, source_value, at_value, at)
+                i32, i64 = ir.IntType(32), ir.IntType(64)
+                element = to_shared.type.pointee
+                to_shared = builder.ptrtoint(
+                    builder.addrspacecast(to_shared, ir.PointerType(element, 3)), i32
+                )
+                from_global = builder.ptrtoint(
+                    builder.addrspacecast(from_global, ir.PointerType(element, 1)), i64
+                )
+                count_value = context.cast(builder, count_value, count, types.int32)
+                valid = builder.mul(count_value, ir.Constant(i32, item))
+                for start in range(0, width * item, step):
+                    here = valid
+                    if width * item > step:  # of float64, each half of the elements by itself
+                        rest = builder.sub(valid, ir.Constant(i32, start))
+                        zero, most = ir.Constant(i32, 0), ir.Constant(i32, step)
+                        here = builder.select(builder.icmp_signed("<", rest, zero), zero, rest)
+                        here = builder.select(builder.icmp_signed(">", here, most), most, here)
+                    _assemble(
+                        builder,
+                        text,
+                        "r,l,r,~{memory}",
+                        builder.add(to_shared, ir.Constant(i32, start)),
+                        builder.add(from_global, ir.Constant(i64, start)),
+                        here,
+                    )
+
+            return types.void(target, to, source, at, count), codegen
+
+        return copy
+
+    def _assemble(builder, text, constraints, *values):
+        """Emit an instruction that is neither left out nor moved past loads and stores."""
+        function = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        builder.asm(function, text, constraints, values, side_effect=True)
+
+    copy4_async = intrinsic(_copying(4))
+    copy_async = intrinsic(_copying(1))
+
+    @intrinsic
+    def commit_copies(typingctx):
+        """Make a group of the copies that this thread has started since the last one."""
+
+        def codegen(context, builder, signature, args):
+            _assemble(builder, "cp.async.commit_group;", "~{memory}")
+
+        return types.void(), codegen
+
+    @intrinsic
+    def wait_for_copies(typingctx, pending):
+        """Wait until at most so many of this thread's groups, the latest, are under way."""
+        if not isinstance(pending, types.IntegerLiteral):
+            return None
+
+        def codegen(context, builder, signature, args):
+            _assemble(builder, f"cp.async.wait_group {pending.literal_value};", "~{memory}")
+
+        return types.void(pending), codegen
 
 # ---------------------------------------------------------------------------------------------
 # Launching
@@ -307,6 +522,7 @@ class _SimulatedBlock:
         thread.threadIdx = simulator.Dim3(x, y, z)
         thread.thread_id = x + self.block_dim[0] * (y + self.block_dim[1] * z)
         thread._manager = self
+        thread.copies = [[]]  # groups of asynchronous copies, the last one open
         thread.syncthreads = self.wait_for_block
         for name in ("syncthreads_count", "syncthreads_and", "syncthreads_or"):
             setattr(thread, name, MethodType(getattr(simulator.BlockThread, name), thread))
@@ -521,7 +737,9 @@ def reshape(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
     """View a contiguous device array in another shape of the same size; nothing is copied."""
     if math.prod(shape) != array.size:
         raise ValueError(f"cannot reshape {tuple(array.shape)} to {tuple(shape)}")
-    return array.reshape(shape) if SIMULATOR else _view(array, shape, array.dtype, array.gpu_data)
+    if SIMULATOR or isinstance(array, np.ndarray):  # the latter while launches are recorded
+        return array.reshape(shape)
+    return _view(array, shape, array.dtype, array.gpu_data)
 
 
 def slice_rows(array: DeviceArray, lo: int, hi: int) -> DeviceArray:

@@ -63,6 +63,9 @@ class Call:
             raise AttributeError(name) from None
 
 
+Room = Sequence[tuple[tuple[int, ...], Any]]  # shape and dtype of each scratch array
+
+
 @dataclass(frozen=True)
 class Views:
     """How a kernel sees a call: the shapes it is given and its own parameters."""
@@ -139,7 +142,8 @@ class Op:
         ``split(call)`` returns a list of the ways to cut the call into shards, best first. None
         runs whole: a written reason belongs beside it.
     workspace
-        ``workspace(call)`` returns (shape, dtype) of each scratch array that a shard wants.
+        ``workspace(call)`` returns (shape, dtype) of each scratch array that a shard wants. Where
+        kernels want different ones, a dict has such a function for each device.
     cost
         ``cost(call)`` returns (floating-point operations, bytes moved).
     check
@@ -164,7 +168,7 @@ class Op:
     outputs: tuple[str, ...] = ("out",)
     arrange: Callable[[Call], Views] | None = None
     split: Callable[[Call], Sequence[Split]] | None = None
-    workspace: Callable[[Call], Sequence[tuple[tuple[int, ...], Any]]] | None = None
+    workspace: Callable[[Call], Room] | dict[str, Callable[[Call], Room]] | None = None
     cost: Callable[[Call], tuple[float, float]] | None = None
     check: Callable | None = None
     formula: str | None = None
@@ -409,13 +413,20 @@ def make_plan(op: Op, specs: tuple[Spec, ...], params: dict[str, Any]) -> Plan:
         return Plan(call, _run_of_view(op, call))
     views = make_views(op, call)
     kernel = find_kernel(op, call.device)
-    wanted = op.workspace(call) if op.workspace else ()
-    workspace = tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in wanted)
+    workspace = workspace_of(op, call)
     shards = None
     if call.device == "cpu" and op.split is not None:
         shards = _choose_shards(op, call, views, kernel, workspace)
     run = _emit_run(op, call, views, kernel, workspace, shards)
     return Plan(call, run, views, kernel, workspace, shards)
+
+
+def workspace_of(op: Op, call: Call) -> tuple[tuple[tuple[int, ...], np.dtype], ...]:
+    """Return shape and dtype of each scratch array that a call's kernel wants."""
+    want = op.workspace
+    if isinstance(want, dict):
+        want = want.get(call.device)
+    return tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in (want(call) if want else ()))
 
 
 def find_kernel(op: Op, device: str) -> Callable:

@@ -17,11 +17,37 @@ bare ``0.0`` would turn float32 arithmetic into float64, 64 times as slow on man
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from . import formulas
-from .cuda_support import BLOCK, TILE, constant, cuda, erf, exp, expm1, launch, log, pow, sqrt, tanh
+from .cuda_support import (
+    ALIGNMENT,
+    BLOCK,
+    SIMULATOR,
+    TWO_BLOCKS,
+    commit_copies,
+    constant,
+    copy4_async,
+    copy_async,
+    cuda,
+    erf,
+    exp,
+    expm1,
+    fma,
+    is_aligned,
+    launch,
+    load4,
+    log,
+    pow,
+    reshape,
+    sqrt,
+    store4,
+    tanh,
+    wait_for_copies,
+)
 from .errors import NO_ERROR
 
 device = cuda.jit(device=True)  # a function that kernels call
@@ -741,72 +767,300 @@ def place_forward(x, index, reduce, inner, out, stream):
 
 
 # ============================================================ matrix product
+#
+# A block of threads owns a tile of the result and keeps it in registers, 8 x 8 or 4 x 4 of it in
+# each thread. The block walks along the sum in steps: tile_a[k, i] and tile_b[k, j] hold a step of
+# both operands in shared memory, k outermost whichever way they lie in global memory. There is room
+# for two steps: while one is multiplied, the next is on its way. Behind the one barrier of a step
+# its numbers have come, and nobody reads what is now overwritten.
+#
+# Why 8 x 8: for each k a thread reads 16 numbers, in four loads of 16 bytes, and multiplies 64
+# times. The 32 threads of a warp lie 4 x 8: together, a load of a reads 64 bytes and a load of b
+# 128, side by side, so that each is one wavefront without bank conflicts. That is 4 wavefronts for
+# 64 FFMA of a warp; a multiprocessor does one wavefront and four FFMA a clock, so 16 clocks of
+# shared memory go with 64 of arithmetic, or 32 if the halves of a warp are served one by one. 4 x 4
+# reads twice as much: it is for results so small that large tiles would leave multiprocessors idle.
 
-MAX_GRID_Z = 65535  # most blocks along the grid's third dimension
+
+class Tile(NamedTuple):
+    """What a block of threads computes at a time."""
+
+    rows: int
+    columns: int
+    depth: int  # of a step along the sum
+    thread_rows: int  # that a thread owns: 4, or 8 in two groups of 4
+    thread_columns: int
+
+    @property
+    def threads(self):
+        """How many threads a block has."""
+        return self.rows // self.thread_rows * (self.columns // self.thread_columns)
+
+
+# Convolutions also keep track of pixels and taps: a large tile would leave too few registers.
+if SIMULATOR:
+    LARGE, MIDDLE = Tile(16, 16, 4, 8, 8), Tile(16, 8, 4, 8, 4)
+    SMALL, NARROW = Tile(8, 8, 4, 4, 4), Tile(16, 4, 4, 4, 4)
+else:
+    LARGE, MIDDLE = Tile(128, 128, 8, 8, 8), Tile(128, 64, 8, 8, 4)
+    SMALL, NARROW = Tile(64, 64, 8, 4, 4), Tile(128, 32, 8, 4, 4)
+MULTIPROCESSORS = 2 if SIMULATOR else 132  # of an H100
+PADDING = 4  # columns more than a tile has: else copies that turn it would fall on few banks
+
+
+def _tile_for(rows, columns, count, dtype, largest=LARGE):
+    """Choose the tile for `count` results of rows x columns.
+
+    Narrow results have a tile of their own. Else the largest tile, if it gives every multiprocessor
+    a block; in float64 it would need twice the registers there are.
+    """
+    if columns <= NARROW.columns:
+        return NARROW
+    blocks = -(-rows // largest.rows) * -(-columns // largest.columns) * count
+    return largest if blocks >= MULTIPROCESSORS and dtype.itemsize == 4 else SMALL
+
+
+def _tile_functions(tile, kind_a, kind_b):
+    """Return what the threads of a block do with a tile: find their place, copy, multiply, store.
+
+    Sizes are constants of the functions: loops over them unroll, and `acc` stays in registers.
+    """
+    rows, columns, depth, thread_rows, thread_columns = tile
+    threads = tile.threads
+    half_rows, half_columns = rows // 2, columns // 2
+    pitch_a, pitch_b = rows + PADDING, columns + PADDING
+    across = columns // thread_columns  # threads side by side
+    lanes = min(across, 8)  # of them in a warp, which is lanes wide and 4 high
+    warps = across // lanes
+
+    @device
+    def place():
+        """Return the first row and column of this thread in the tile."""
+        t = cuda.threadIdx.x
+        lane, warp = t % (4 * lanes), t // (4 * lanes)
+        row = warp // warps * 4 + lane // lanes
+        return row * 4, (warp % warps * lanes + lane % lanes) * 4
+
+    @device
+    def multiply_once(tile_a, first_a, tile_b, first_b, acc):
+        """acc[i, j] += tile_a[i] tile_b[j], for this thread's i and j."""
+        a = cuda.local.array(thread_rows, tile_a.dtype)
+        b = cuda.local.array(thread_columns, tile_b.dtype)
+        for h in range(thread_rows // 4):
+            at = first_a + h * half_rows
+            a[4 * h], a[4 * h + 1], a[4 * h + 2], a[4 * h + 3] = load4(tile_a, at)
+        for h in range(thread_columns // 4):
+            at = first_b + h * half_columns
+            b[4 * h], b[4 * h + 1], b[4 * h + 2], b[4 * h + 3] = load4(tile_b, at)
+        for i in range(thread_rows):
+            for j in range(thread_columns):
+                acc[i, j] = fma(a[i], b[j], acc[i, j])
+
+    @device
+    def multiply(tile_a, first_a, tile_b, first_b, acc):
+        """acc[i, j] += sum_k tile_a[k, i] tile_b[k, j]."""
+        for k in range(0, depth, 2):  # two by hand: the compiler unrolls no body of 64 FFMA
+            a, b = first_a + k * pitch_a, first_b + k * pitch_b
+            multiply_once(tile_a, a, tile_b, b, acc)
+            multiply_once(tile_a, a + pitch_a, tile_b, b + pitch_b, acc)
+
+    @device
+    def store(
+        acc, i, j, bias, has_bias, first_bias, relu, out, first, step, count_i, count_j, is_wide
+    ):  # fmt: skip
+        """out[first + i step + j] = acc[i, j] + bias[j], or max(that, 0), for i < count_i and
+        j < count_j.
+        """
+        i, j = np.int32(i), np.int32(j)
+        for q in range(thread_columns):
+            column = np.int32(j + q % 4 + q // 4 * half_columns)
+            if has_bias and column < count_j:
+                shift = bias[np.uint64(first_bias + column)]
+                for p in range(thread_rows):
+                    acc[p, q] += shift
+            if relu:
+                for p in range(thread_rows):
+                    acc[p, q] = scalar.relu(acc[p, q])
+        for p in range(thread_rows):
+            row = np.int32(i + p % 4 + p // 4 * half_rows)
+            if row < count_i:
+                at = first + row * step + j
+                for h in range(thread_columns // 4):
+                    column = np.int32(j + h * half_columns)
+                    if is_wide:
+                        if column < count_j:
+                            four = (
+                                acc[p, 4 * h],
+                                acc[p, 4 * h + 1],
+                                acc[p, 4 * h + 2],
+                                acc[p, 4 * h + 3],
+                            )
+                            store4(out, at + h * half_columns, four)
+                    else:
+                        for q in range(4):
+                            if column + q < count_j:
+                                out[np.uint64(at + h * half_columns + q)] = acc[p, 4 * h + q]
+
+    copy_a = _copying(kind_a, rows, depth, pitch_a, threads)
+    copy_b = _copying(kind_b, columns, depth, pitch_b, threads)
+    return place, copy_a, copy_b, multiply, store
+
+
+ALONG, ACROSS, WIDE = range(3)  # how an operand lies: see _copying
+
+
+def _copying(kind, extent, depth, pitch, threads):
+    """Return the function that starts to copy a step of a matrix to shared memory.
+
+    Neighbours in global memory are neighbours along the sum (ALONG), or rows of a or columns of b
+    (ACROSS), of which four at a time are copied if all is aligned (WIDE). Threads side by side copy
+    neighbours.
+    """
+    each = -(-extent * depth // threads)
+
+    @device
+    def copy_along(tile, to, source, first, step, count, rest):
+        """tile[to + k pitch + i] = source[first + i step + k], or 0 from i = count, k = rest on."""
+        t = np.int32(cuda.threadIdx.x)
+        i, k = np.int32(t // depth), np.int32(t % depth)
+        for e in range(each):
+            row = np.int32(i + e * (threads // depth))
+            if row < extent:
+                inside = 1 if row < count and k < rest else 0
+                copy_async(tile, to + k * pitch + row, source, first + row * step + k, inside)
+
+    @device
+    def copy_across(tile, to, source, first, step, count, rest):
+        """tile[to + k pitch + i] = source[first + i + k step], or 0 from i = count, k = rest on."""
+        t = np.int32(cuda.threadIdx.x)
+        for e in range(each):
+            i, k = np.int32((t + e * threads) % extent), np.int32((t + e * threads) // extent)
+            if k < depth:
+                inside = 1 if i < count and k < rest else 0
+                copy_async(tile, to + k * pitch + i, source, first + k * step + i, inside)
+
+    groups = extent // 4
+
+    @device
+    def copy_wide(tile, to, source, first, step, count, rest):
+        """tile[to + k pitch + i] = source[first + i + k step], or 0 from i = count, k = rest on."""
+        t = np.int32(cuda.threadIdx.x)
+        for e in range(-(-groups * depth // threads)):
+            i = np.int32((t + e * threads) % groups * 4)
+            k = np.int32((t + e * threads) // groups)
+            if k < depth:
+                inside = max(0, min(4, count - i)) if k < rest else 0
+                copy4_async(tile, to + k * pitch + i, source, first + k * step + i, inside)
+
+    return (copy_along, copy_across, copy_wide)[kind]
+
+
+@cache
+def _matmul_forward(tile, kind_a, kind_b):
+    """Return the kernel for a tile and two kinds of operands."""
+    rows, columns, depth, thread_rows, thread_columns = tile
+    step_a, step_b = depth * (rows + PADDING), depth * (columns + PADDING)
+    size_a, size_b = 2 * step_a, 2 * step_b
+    place, copy_a, copy_b, multiply, store = _tile_functions(tile, kind_a, kind_b)
+
+    @cuda.jit(**TWO_BLOCKS)
+    def _matmul_forward(
+        a, b, bias, relu, n, k, width_a, first, m, left, width, pieces, is_wide, out
+    ):  # fmt: skip
+        """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each matrix as it is or transposed.
+
+        A block owns a tile of out. With several pieces it sums over one of these parts of p, and
+        `out` holds (pieces, w, i, j). Of the n columns, `left` to left + width are written.
+        """
+        tile_a = cuda.shared.array(size_a, a.dtype, alignment=ALIGNMENT)
+        tile_b = cuda.shared.array(size_b, a.dtype, alignment=ALIGNMENT)
+        acc = cuda.local.array((thread_rows, thread_columns), a.dtype)
+        i, j = place()
+        wide, high = (width + columns - 1) // columns, (m + rows - 1) // rows  # in tiles
+        block = cuda.blockIdx.x
+        side, top, matrix = (
+            block % wide * columns,
+            block // wide % high * rows,
+            block // (wide * high),
+        )
+        batch = out.size // (m * n) // pieces
+        which, piece = matrix % batch, matrix // batch
+        steps = (k + depth - 1) // depth
+        step, last = piece * steps // pieces, (piece + 1) * steps // pieces
+        width_b = k if kind_b == ALONG else n
+        next_a = depth if kind_a == ALONG else depth * width_a
+        next_b = depth if kind_b == ALONG else depth * width_b
+        at_a = step * next_a + ((first + top) * width_a if kind_a == ALONG else first + top)
+        at_b = step * next_b + ((left + side) * width_b if kind_b == ALONG else left + side)
+        if a.size > m * k:
+            at_a += which * m * k
+        if b.size > k * n:
+            at_b += which * k * n
+        count_i, count_j = np.int32(m - top), np.int32(width - side)
+        for p in range(thread_rows):
+            for q in range(thread_columns):
+                acc[p, q] = 0
+        rest = np.int32(k - step * depth)  # of the sum, when the next step is copied
+        half = np.int32(0)
+        for now in range(np.int32(step - 1), np.int32(last)):
+            wait_for_copies(0)
+            cuda.syncthreads()
+            if now + 1 < last:
+                copy_a(tile_a, half * step_a, a, at_a, width_a, count_i, rest)
+                copy_b(tile_b, half * step_b, b, at_b, width_b, count_j, rest)
+                commit_copies()
+                at_a += next_a
+                at_b += next_b
+                rest = np.int32(rest - depth)
+            half = np.int32(1 - half)
+            if now >= step:
+                multiply(tile_a, half * step_a + i, tile_b, half * step_b + j, acc)
+        at = (matrix * m + top) * n + left + side
+        has_bias = bias.size > 0 and pieces == 1
+        store(acc, i, j, bias, has_bias, left + side, relu, out, at, n, count_i, count_j, is_wide)
+
+    return _matmul_forward
 
 
 @cuda.jit
-def _matmul_forward(
-    a, b, bias, transpose_a, transpose_b, relu, n, k, width_a, first, m, left, columns, out
-):  # fmt: skip
-    """out[w, i, j] = bias[j] + sum_p a[w, i, p] b[w, p, j], each operand as it is or transposed.
+def _add_pieces(parts, bias, has_bias, relu, out):
+    """out[i] = bias[i mod bias.size] + sum_p parts[p, i], in the order of the pieces.
 
-    A block owns TILE x TILE outputs, a thread one of them. The block walks along p: it brings a
-    tile of each operand to shared memory, where every element is used TILE times. Threads side by
-    side read neighbouring elements of an operand, transposed or not; what lies outside is 0. Of
-    the n columns, `left` to left + columns are written.
+    With `relu`, max(that, 0).
     """
-    tile_a = cuda.shared.array((TILE, TILE), a.dtype)
-    tile_b = cuda.shared.array((TILE, TILE), a.dtype)
-    row, column = cuda.threadIdx.y, cuda.threadIdx.x
-    top, side = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
-    end = left + columns
-    side += left
-    zero = a.dtype.type(0)
-    for which in range(cuda.blockIdx.z, out.size // (m * n), cuda.gridDim.z):
-        at_a = which * m * k if a.size > m * k else 0
-        at_b = which * k * n if b.size > k * n else 0
-        total = zero
-        for start in range(0, k, TILE):
-            if transpose_a:
-                inside = start + row < k and top + column < m
-                at = at_a + (start + row) * width_a + first + top + column
-                value = a[at] if inside else zero
-                tile_a[column, row] = value
-            else:
-                inside = top + row < m and start + column < k
-                at = at_a + (first + top + row) * width_a + start + column
-                value = a[at] if inside else zero
-                tile_a[row, column] = value
-            if transpose_b:
-                inside = side + row < end and start + column < k
-                value = b[at_b + (side + row) * k + start + column] if inside else zero
-                tile_b[column, row] = value
-            else:
-                inside = start + row < k and side + column < end
-                value = b[at_b + (start + row) * n + side + column] if inside else zero
-                tile_b[row, column] = value
-            cuda.syncthreads()
-            for p in range(TILE):
-                total += tile_a[row, p] * tile_b[p, column]
-            cuda.syncthreads()
-        if top + row < m and side + column < end:
-            if bias.size > 0:
-                total += bias[side + column]
-            if relu:
-                total = scalar.relu(total)
-            out[(which * m + top + row) * n + side + column] = total
+    i = cuda.grid(1)
+    if i < out.size:
+        total = parts[i]
+        for at in range(out.size + i, parts.size, out.size):
+            total += parts[at]
+        if has_bias:
+            total += bias[i % bias.size]
+        out[i] = scalar.relu(total) if relu else total
 
 
 def matmul_forward(
     a, b, bias, transpose_a, transpose_b, relu, n, k, width_a, first, m, left, columns, out,
-    tables, panel, block, stream,
+    parts, stream,
 ):  # fmt: skip
-    """Start a block of threads per tile of `out`; all workspace is for the CPU."""
-    batch = out.size // max(m * n, 1)
-    grid = (-(-m // TILE), -(-columns // TILE), min(batch, MAX_GRID_Z))
-    args = a, b, bias, transpose_a, transpose_b, relu, n, k, width_a, first, m, left, columns, out
-    launch(_matmul_forward, grid, (TILE, TILE), stream, *args)
+    """Start a block of threads per tile of `out`, or with room for parts, of each part."""
+    if not out.size:
+        return
+    pieces = max(parts.size // out.size, 1)
+    count = out.size // (m * n) * pieces
+    tile = _tile_for(m, columns, count, out.dtype)
+    blocks = -(-m // tile.rows) * -(-columns // tile.columns) * count
+    # What is copied or stored four at a time: with the rows' width, all rows are aligned.
+    wide_a, wide_b = (width_a | first) % 4 == 0, (n | left) % 4 == 0
+    kind_a = (WIDE if wide_a and is_aligned(a) else ACROSS) if transpose_a else ALONG
+    kind_b = ALONG if transpose_b else WIDE if wide_b and is_aligned(b) else ACROSS
+    kernel = _matmul_forward(tile, kind_a, kind_b)
+    target = out if pieces == 1 else parts
+    is_wide = wide_b and columns % 4 == 0 and is_aligned(target)
+    shape = n, k, width_a, first, m, left, columns, pieces, is_wide
+    args = a, b, bias, relu and pieces == 1, *shape, target
+    launch(kernel, blocks, tile.threads, stream, *args)
+    if pieces > 1:
+        _launch_flat(_add_pieces, out.size, stream, parts, bias, bias.size > 0, relu, out)
 
 
 # =================================================================== shaping
@@ -1086,13 +1340,177 @@ def adam_update(
 
 # =============================================================== convolution
 #
-# Images are (n, h, w, c), weights (r, s, c, k). One thread owns one element of the result and
-# gathers all that goes into it. Neighbouring threads own neighbouring channels, so that they read
-# neighbouring elements of the weight and of grad_out.
+# Images are (n, h, w, c), weights (r, s, c, k). A convolution is a product of matrices: a row for
+# each output pixel, a column for each output channel, a sum over the taps (r, s, c) of the filters.
+# The kernels work in the tiles of the matrix product, but copy to them from where the pixels lie:
+# the matrix of patches is never stored. Where a row's patch starts is kept in shared memory; the
+# threads follow the taps by themselves, adding and carrying, since dividing takes long. Groups are
+# products of their own. Groups of one channel are too narrow for tiles: there, one thread owns one
+# element of the result and gathers all that goes into it.
+
+OUTSIDE = 1 << 29  # a row or column of pixels that is in no image, and twice as much is not either
+
+
+def _copying_patches(tile, is_spread):
+    """Return the function that starts to copy a tap of each pixel of a tile to shared memory."""
+    rows, _, depth, _, _ = tile
+    threads, pitch = tile.threads, tile.rows + PADDING
+    each = -(-rows * depth // threads)
+
+    @device
+    def copy(tile_a, to, image, row_at, row_h, row_w, h, w, c, extents, channels, spread, rest):
+        """tile[to + k pitch + i] = image[row_h[i] + h, row_w[i] + w, c], 0 outside the image.
+
+        The tap (h, w, c) is that of this thread's k. In a spread image there are zeros between
+        pixels: they are `spread` apart.
+        """
+        t = np.int32(cuda.threadIdx.x)
+        k = np.int32(t % depth)
+        for e in range(each):
+            i = np.uint32(t // depth + e * (threads // depth))
+            if i < rows:
+                y, x = np.int32(row_h[i] + h), np.int32(row_w[i] + w)
+                inside = y >= 0 and x >= 0 and k < rest
+                if is_spread:
+                    inside = inside and y % spread[0] == 0 and x % spread[1] == 0
+                    y, x = np.int32(y // spread[0]), np.int32(x // spread[1])
+                inside = inside and y < extents[0] and x < extents[1]
+                at = row_at[i] + np.int32(np.int32(y * np.int32(extents[1]) + x) * channels + c)
+                copy_async(tile_a, to + k * pitch + i, image, at, 1 if inside else 0)
+
+    return copy
+
+
+@cache
+def _convolution(tile, kind_b, is_spread):
+    """Return the kernel that computes a tile at a time.
+
+    A weight that lies ALONG the sum is turned: the sum runs over its last axis, and columns are
+    channels of its third.
+    """
+    rows, columns, depth, thread_rows, thread_columns = tile
+    threads = tile.threads
+    step_a, step_b = depth * (rows + PADDING), depth * (columns + PADDING)
+    size_a, size_b = 2 * step_a, 2 * step_b
+    place, _, copy_b, multiply, store = _tile_functions(tile, ALONG, kind_b)
+    copy_a = _copying_patches(tile, is_spread)
+
+    @cuda.jit(**TWO_BLOCKS)
+    def _convolution(
+        image, weight, bias, relu, extents, window, scale, shift, dilation, spread,
+        each, width, groups, places, pieces, is_wide, out,
+    ):  # fmt: skip
+        """out[p, k] = bias[k] + sum_{r,s,c} image[row(p) + r dilation, ..., c] weight[r, s, c, k].
+
+        A block owns a tile of a group's pixels p and channels k. With several pieces it sums over
+        one of these parts of the taps, and `out` holds (pieces, p, k). Of each group, a tap has
+        `each` channels, and an output pixel `width`. Pixel h of `places` looks from h scale + shift
+        on.
+        """
+        tile_a = cuda.shared.array(size_a, image.dtype, alignment=ALIGNMENT)
+        tile_b = cuda.shared.array(size_b, image.dtype, alignment=ALIGNMENT)
+        row_at = cuda.shared.array(rows, np.int64)
+        row_h = cuda.shared.array(rows, np.int32)
+        row_w = cuda.shared.array(rows, np.int32)
+        acc = cuda.local.array((thread_rows, thread_columns), image.dtype)
+        i, j = place()
+        channels, out_channels = groups * each, groups * width
+        pixels = out.size // (pieces * out_channels)
+        wide, high = (width + columns - 1) // columns, (pixels + rows - 1) // rows  # in tiles
+        block = cuda.blockIdx.x
+        side, top, matrix = (
+            block % wide * columns,
+            block // wide % high * rows,
+            block // (wide * high),
+        )
+        group, piece = matrix % groups, matrix // groups
+        for row in range(cuda.threadIdx.x, rows, threads):
+            pixel = top + row
+            n = pixel // (places[0] * places[1])
+            row_at[row] = n * extents[0] * extents[1] * channels + group * each
+            row_h[row] = pixel // places[1] % places[0] * scale[0] + shift[0]
+            row_w[row] = pixel % places[1] * scale[1] + shift[1]
+            if pixel >= pixels:
+                row_h[row] = -OUTSIDE
+        for p in range(thread_rows):
+            for q in range(thread_columns):
+                acc[p, q] = 0
+        taps = window[0] * window[1] * each
+        steps = (taps + depth - 1) // depth
+        step, last = piece * steps // pieces, (piece + 1) * steps // pieces
+        k = cuda.threadIdx.x % depth
+        tap = step * depth + k  # of this thread: r, s, c
+        c, tap = np.int32(tap % max(each, 1)), tap // max(each, 1)
+        r, s = np.int32(tap // window[1]), np.int32(tap % window[1])
+        if kind_b == ALONG:
+            row_b, first_b = groups * each, side * groups * each + group * each
+        else:
+            row_b, first_b = out_channels, group * width + side + step * depth * out_channels
+        count_j = np.int32(width - side)
+        rest = np.int32(taps - step * depth)
+        half = np.int32(0)
+        for now in range(np.int32(step - 1), np.int32(last)):
+            wait_for_copies(0)
+            cuda.syncthreads()
+            if now + 1 < last:
+                h, w = np.int32(r * dilation[0]), np.int32(s * dilation[1])
+                to_a, to_b = half * step_a, half * step_b
+                copy_a(
+                    tile_a, to_a, image, row_at, row_h, row_w,
+                    h, w, c, extents, channels, spread, rest,
+                )  # fmt: skip
+                at_b = first_b
+                if kind_b == ALONG:
+                    at_b += (r * window[1] + s) * width * row_b + c - k
+                copy_b(tile_b, to_b, weight, at_b, row_b, count_j, rest)
+                commit_copies()
+                if kind_b != ALONG:
+                    first_b += depth * row_b
+                rest = np.int32(rest - depth)
+                c = np.int32(c + depth)
+                while c >= each:
+                    c = np.int32(c - each)
+                    s = np.int32(s + 1)
+                    if s == window[1]:
+                        s, r = np.int32(0), np.int32(r + 1)
+            half = np.int32(1 - half)
+            if now >= step:
+                multiply(tile_a, half * step_a + i, tile_b, half * step_b + j, acc)
+        first = (piece * pixels + top) * out_channels + group * width + side
+        count_i = np.int32(min(pixels - top, rows))
+        at, has_bias = group * width + side, bias.size > 0 and pieces == 1
+        store(
+            acc, i, j, bias, has_bias, at, relu,
+            out, first, out_channels, count_i, count_j, is_wide,
+        )  # fmt: skip
+
+    return _convolution
+
+
+def _convolve(image, weight, bias, relu, geometry, is_turned, groups, out, parts, stream):
+    """Start a block of threads per tile of `out`, or with room for parts, of each part."""
+    pieces = max(parts.size // out.size, 1)
+    each, width = image.shape[3] // groups, out.shape[3] // groups
+    pixels = out.size // out.shape[3]
+    tile = _tile_for(pixels, width, groups * pieces, out.dtype, MIDDLE)
+    blocks = -(-pixels // tile.rows) * -(-width // tile.columns) * groups * pieces
+    target = reshape(out, (out.size,)) if pieces == 1 else parts
+    wide_b = width % 4 == 0 and is_aligned(weight)
+    kernel = _convolution(
+        tile, ALONG if is_turned else WIDE if wide_b else ACROSS, geometry[-1] != (1, 1)
+    )
+    args = reshape(image, (image.size,)), reshape(weight, (weight.size,))
+    args += (bias, relu and pieces == 1, tuple(image.shape[1:3]), tuple(weight.shape[:2]))
+    args += (*geometry, each, width, groups, tuple(out.shape[1:3]), pieces)
+    is_wide = width % 4 == 0 and is_aligned(target)
+    launch(kernel, blocks, tile.threads, stream, *args, is_wide, target)
+    if pieces > 1:
+        flat = reshape(out, (out.size,))
+        _launch_flat(_add_pieces, out.size, stream, parts, bias, bias.size > 0, relu, flat)
 
 
 @cuda.jit
-def _conv2d_forward(x, weight, bias, stride, padding, dilation, groups, relu, out):
+def _depthwise_forward(x, weight, bias, stride, padding, dilation, groups, relu, out):
     """out[n, h, w, k] = bias[k]
     + sum_{r,s,c} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, c, k].
     """
@@ -1120,29 +1538,29 @@ def _conv2d_forward(x, weight, bias, stride, padding, dilation, groups, relu, ou
         out[n, h, w, k] = scalar.relu(acc) if relu else acc
 
 
+def _conv2d_forward(tile, kind_b):
+    """out[n, h, w, k] = bias[k]
+    + sum_{r,s,c} x[n, h stride + r dilation - padding, w ... + s ... - ..., c] weight[r, s, c, k].
+    """
+    return _convolution(tile, kind_b, False)
+
+
 def conv2d_forward(
-    x,
-    weight,
-    bias,
-    bank,
-    stride,
-    padding,
-    dilation,
-    groups,
-    relu,
-    out,
-    padded,
-    pixels,
-    taps,
-    stream,
+    x, weight, bias, bank, stride, padding, dilation, groups, relu, out, parts, stream
 ):
-    """Start a thread per output element; `bank`, `padded`, `pixels`, `taps` are for the CPU."""
-    args = x, weight, bias, stride, padding, dilation, groups, relu, out
-    _launch_flat(_conv2d_forward, out.size, stream, *args)
+    """Start a block per tile of pixels and channels; per output, in groups of one channel."""
+    if not out.size:
+        return
+    if weight.shape[2] == 1 and groups > 1:
+        args = x, weight, bias, stride, padding, dilation, groups, relu, out
+        _launch_flat(_depthwise_forward, out.size, stream, *args)
+        return
+    geometry = stride, (-padding[0], -padding[1]), dilation, (1, 1)
+    _convolve(x, weight, bias, relu, geometry, False, groups, out, parts, stream)
 
 
 @cuda.jit
-def _conv2d_backward_input(grad_out, weight, stride, padding, dilation, groups, grad_x):
+def _depthwise_backward_input(grad_out, weight, stride, padding, dilation, groups, grad_x):
     """grad_x[n, h, w, c] = sum of grad_out[n, i, j, k] weight[r, s, c, k] over all r, s, k where
     i stride + r dilation - padding = h, and likewise for j and w.
     """
@@ -1170,31 +1588,161 @@ def _conv2d_backward_input(grad_out, weight, stride, padding, dilation, groups, 
         grad_x[n, h, w, c] = acc
 
 
+def _conv2d_backward_input(tile, is_spread):
+    """grad_x[n, h, w, c] = sum of grad_out[n, i, j, k] weight[r, s, c, k] over all r, s, k where
+    i stride + r dilation - padding = h, and likewise for j and w.
+    """
+    return _convolution(tile, ALONG, is_spread)
+
+
 def conv2d_backward_input(
-    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, spread, pixels, taps, stream
+    grad_out, weight, bank, stride, padding, dilation, groups, grad_x, parts, stream
 ):
-    """Start a thread per input element; `bank`, `spread`, `pixels`, `taps` are for the CPU."""
-    args = grad_out, weight, stride, padding, dilation, groups, grad_x
-    _launch_flat(_conv2d_backward_input, grad_x.size, stream, *args)
+    """Start a block per tile of pixels and channels; per input, in groups of one channel.
+
+    It is a convolution of grad_out, with zeros between pixels if there is a stride, and the taps
+    run backwards.
+    """
+    if not grad_x.size:
+        return
+    if weight.shape[2] == 1 and groups > 1:
+        args = grad_out, weight, stride, padding, dilation, groups, grad_x
+        _launch_flat(_depthwise_backward_input, grad_x.size, stream, *args)
+        return
+    geometry = (1, 1), padding, (-dilation[0], -dilation[1]), stride
+    _convolve(grad_out, weight, bank, False, geometry, True, groups, grad_x, parts, stream)
+
+
+@cache
+def _conv2d_backward_weight(tile, kind_b):
+    """Return the kernel that computes a tile of taps and output channels at a time."""
+    rows, columns, depth, thread_rows, thread_columns = tile
+    threads, pitch = tile.threads, tile.rows + PADDING
+    step_a, step_b = depth * (rows + PADDING), depth * (columns + PADDING)
+    size_a, size_b = 2 * step_a, 2 * step_b
+    size_pixels = 2 * depth
+    place, _, copy_b, multiply, store = _tile_functions(tile, ACROSS, kind_b)
+
+    @device
+    def find_pixels(step, end, extents, channels, places, stride, padding, at, h, w):
+        """Note where the pixels of a step look, in one of two halves of the tables."""
+        k = cuda.threadIdx.x
+        if k < depth:
+            pixel = step * depth + k
+            n = pixel // (places[0] * places[1])
+            slot = step % 2 * depth + k
+            y = pixel // places[1] % places[0] * stride[0] - padding[0]
+            x = pixel % places[1] * stride[1] - padding[1]
+            at[slot] = ((n * extents[0] + y) * extents[1] + x) * channels
+            h[slot] = y if pixel < end else OUTSIDE
+            w[slot] = x
+
+    @device
+    def copy_a(tile_a, to, x, tap_at, tap_h, tap_w, at, h, w, slot, extents):
+        """tile[to + k pitch + i] = x at the pixel k of the step and the tap i, 0 outside."""
+        t = np.int32(cuda.threadIdx.x)
+        for e in range(-(-rows * depth // threads)):
+            i, k = np.uint32((t + e * threads) % rows), np.uint32((t + e * threads) // rows)
+            if k < depth:
+                pixel = np.uint64(slot + k)
+                y, z = np.int32(h[pixel] + tap_h[i]), np.int32(w[pixel] + tap_w[i])
+                inside = 0 <= y < extents[0] and 0 <= z < extents[1]
+                from_x = at[pixel] + tap_at[i]
+                copy_async(tile_a, to + k * pitch + i, x, from_x, 1 if inside else 0)
+
+    @cuda.jit(**TWO_BLOCKS)
+    def _conv2d_backward_weight(
+        x, grad_out, extents, window, places, stride, padding, dilation,
+        each, width, groups, pixels, pieces, is_wide, out,
+    ):  # fmt: skip
+        """grad_weight[r, s, c, k]
+        = sum_{n,h,w} x[n, h stride + r dilation - padding, w ..., c] grad_out[n, h, w, k].
+
+        A block owns a tile of a group's (r, s, c) and k. With several pieces it sums over one of
+        these parts of the pixels, and `out` holds (pieces, r, s, c, k).
+        """
+        tile_a = cuda.shared.array(size_a, x.dtype, alignment=ALIGNMENT)
+        tile_b = cuda.shared.array(size_b, x.dtype, alignment=ALIGNMENT)
+        tap_at = cuda.shared.array(rows, np.int64)
+        tap_h = cuda.shared.array(rows, np.int32)
+        tap_w = cuda.shared.array(rows, np.int32)
+        at = cuda.shared.array(size_pixels, np.int64)
+        h = cuda.shared.array(size_pixels, np.int32)
+        w = cuda.shared.array(size_pixels, np.int32)
+        acc = cuda.local.array((thread_rows, thread_columns), x.dtype)
+        i, j = place()
+        channels, out_channels = groups * each, groups * width
+        taps = window[0] * window[1] * each
+        wide, high = (width + columns - 1) // columns, (taps + rows - 1) // rows  # in tiles
+        block = cuda.blockIdx.x
+        side, top, matrix = (
+            block % wide * columns,
+            block // wide % high * rows,
+            block // (wide * high),
+        )
+        group, piece = matrix % groups, matrix // groups
+        for row in range(cuda.threadIdx.x, rows, threads):
+            tap = top + row
+            y = tap // (each * window[1]) * dilation[0]
+            z = tap // each % window[1] * dilation[1]
+            tap_at[row] = (y * extents[1] + z) * channels + group * each + tap % each
+            tap_h[row] = y if tap < taps else OUTSIDE
+            tap_w[row] = z
+        for p in range(thread_rows):
+            for q in range(thread_columns):
+                acc[p, q] = 0
+        steps = (pixels + depth - 1) // depth
+        step, last = piece * steps // pieces, (piece + 1) * steps // pieces
+        at_b = step * depth * out_channels + group * width + side
+        count_j = np.int32(width - side)
+        rest = np.int32(min(pixels - step * depth, OUTSIDE))
+        half = np.int32(0)
+        find_pixels(step, pixels, extents, channels, places, stride, padding, at, h, w)
+        for now in range(np.int32(step - 1), np.int32(last)):
+            wait_for_copies(0)
+            cuda.syncthreads()
+            if now + 1 < last:
+                slot = (now + 1) % 2 * depth
+                to_a, to_b = half * step_a, half * step_b
+                copy_a(tile_a, to_a, x, tap_at, tap_h, tap_w, at, h, w, slot, extents)
+                copy_b(tile_b, to_b, grad_out, at_b, out_channels, count_j, rest)
+                commit_copies()
+                # The other half of the tables was last read before the barrier.
+                find_pixels(now + 2, pixels, extents, channels, places, stride, padding, at, h, w)
+                at_b += depth * out_channels
+                rest = np.int32(rest - depth)
+            half = np.int32(1 - half)
+            if now >= step:
+                multiply(tile_a, half * step_a + i, tile_b, half * step_b + j, acc)
+        first = (piece * taps + top) * out_channels + group * width + side
+        count_i = np.int32(taps - top)
+        store(acc, i, j, out, False, 0, False, out, first, out_channels, count_i, count_j, is_wide)
+
+    return _conv2d_backward_weight
 
 
 @cuda.jit
-def _conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad_weight):
+def _depthwise_backward_weight(
+    x, grad_out, stride, padding, dilation, groups, pieces, grad_weight, out
+):
     """grad_weight[r, s, c, k]
     = sum_{n,h,w} x[n, h stride + r dilation - padding, w ..., c] grad_out[n, h, w, k].
+
+    `out` holds (pieces, r, s, c, k): each piece sums over one of these parts of the images.
     """
     images, rows, columns, _ = x.shape
     _, height, width, out_channels = grad_out.shape
     _, filter_width, depth, _ = grad_weight.shape
-    i = cuda.grid(1)
-    if i < grad_weight.size:
+    place = cuda.grid(1)
+    if place < out.size:
+        i, piece = place % grad_weight.size, place // grad_weight.size
         k = i % out_channels
         c = i // out_channels % depth
         s = i // (out_channels * depth) % filter_width
         r = i // (out_channels * depth * filter_width)
         channel = k // (out_channels // groups) * depth + c
         acc = x.dtype.type(0)
-        for n in range(images):
+        for n in range(piece * images // pieces, (piece + 1) * images // pieces):
             for h in range(height):
                 row = h * stride[0] + r * dilation[0] - padding[0]
                 if 0 <= row < rows:
@@ -1202,26 +1750,37 @@ def _conv2d_backward_weight(x, grad_out, stride, padding, dilation, groups, grad
                         column = w * stride[1] + s * dilation[1] - padding[1]
                         if 0 <= column < columns:
                             acc += x[n, row, column, channel] * grad_out[n, h, w, k]
-        grad_weight[r, s, c, k] = acc
+        out[place] = acc
 
 
 def conv2d_backward_weight(
-    x,
-    grad_out,
-    stride,
-    padding,
-    dilation,
-    groups,
-    grad_weight,
-    padded,
-    tables,
-    lines,
-    strip,
-    stream,
+    x, grad_out, stride, padding, dilation, groups, grad_weight, parts, stream
 ):
-    """Start a thread per weight; the workspace is for the CPU."""
-    args = x, grad_out, stride, padding, dilation, groups, grad_weight
-    _launch_flat(_conv2d_backward_weight, grad_weight.size, stream, *args)
+    """Start a block per tile of taps and channels; per weight, in groups of one channel."""
+    if not grad_weight.size:
+        return
+    size = grad_weight.size
+    pieces = max(parts.size // size, 1)
+    flat = reshape(grad_weight, (size,))
+    target = flat if pieces == 1 else parts
+    *window, each, out_channels = grad_weight.shape
+    if each == 1 and groups > 1:
+        args = x, grad_out, stride, padding, dilation, groups, pieces, grad_weight, target
+        _launch_flat(_depthwise_backward_weight, target.size, stream, *args)
+    else:
+        width, taps = out_channels // groups, math.prod(window) * each
+        pixels = math.prod(grad_out.shape[:3])
+        tile = _tile_for(taps, width, groups * pieces, x.dtype, MIDDLE)
+        blocks = -(-taps // tile.rows) * -(-width // tile.columns) * groups * pieces
+        wide_b = width % 4 == 0 and is_aligned(grad_out)
+        kernel = _conv2d_backward_weight(tile, WIDE if wide_b else ACROSS)
+        args = reshape(x, (x.size,)), reshape(grad_out, (grad_out.size,))
+        args += tuple(x.shape[1:3]), tuple(window), tuple(grad_out.shape[1:3])
+        args += stride, padding, dilation, each, width, groups, pixels, pieces
+        is_wide = width % 4 == 0 and is_aligned(target)
+        launch(kernel, blocks, tile.threads, stream, *args, is_wide, target)
+    if pieces > 1:
+        _launch_flat(_add_pieces, size, stream, parts, parts, False, False, flat)
 
 
 # =================================================================== pooling

@@ -2,9 +2,25 @@
 
 import numpy as np
 
-from numbagrad.cuda_support import BLOCK, TILE, cuda, erf, log, types
+from numbagrad.cuda_support import (
+    ALIGNMENT,
+    BLOCK,
+    TILE,
+    commit_copies,
+    copy4_async,
+    copy_async,
+    cuda,
+    erf,
+    fma,
+    load4,
+    log,
+    store4,
+    types,
+    wait_for_copies,
+)
 
 F32, F64 = types.float32, types.float64
+FOUR_EACH = 4 * BLOCK  # elements for a block of threads
 
 
 def arrays(dtype, *ndims):
@@ -106,3 +122,45 @@ def sum_each_block(x, out):
 @cuda.jit
 def index_out_of_range(x):
     x[cuda.grid(1) + 1] = 0
+
+
+@cuda.jit
+def reverse_vectors(x, out):
+    tile = cuda.shared.array(FOUR_EACH, x.dtype, alignment=ALIGNMENT)
+    t = cuda.threadIdx.x
+    a, b, c, d = load4(x, 4 * t)
+    store4(tile, 4 * (BLOCK - 1 - t), (d, c, b, a))
+    cuda.syncthreads()
+    store4(out, 4 * t, load4(tile, 4 * t))
+
+
+@cuda.jit
+def shift_by_copies(x, size, out):
+    """out[i] = fma(x[i], 2, x[i + 1]), with x = 0 from `size` on."""
+    wide = cuda.shared.array(FOUR_EACH, x.dtype, alignment=ALIGNMENT)
+    narrow = cuda.shared.array(FOUR_EACH, x.dtype, alignment=ALIGNMENT)
+    t = cuda.threadIdx.x
+    copy4_async(wide, 4 * t, x, 4 * t, max(0, min(4, size - 4 * t)))
+    commit_copies()
+    for k in range(4):
+        at = 4 * t + k + 1
+        copy_async(narrow, 4 * t + k, x, at, 1 if at < size else 0)
+    commit_copies()
+    wait_for_copies(1)
+    for k in range(4):
+        out[4 * t + k] = wide[4 * t + k]
+    wait_for_copies(0)
+    cuda.syncthreads()
+    for k in range(4):
+        i = 4 * t + k
+        out[i] = fma(out[i], x.dtype.type(2), narrow[i])
+
+
+@cuda.jit
+def copy_without_waiting(x, out):
+    tile = cuda.shared.array(FOUR_EACH, x.dtype, alignment=ALIGNMENT)
+    t = cuda.threadIdx.x
+    copy4_async(tile, 4 * t, x, 4 * t, 4)
+    commit_copies()
+    wait_for_copies(1)
+    out[4 * t] = tile[4 * t]

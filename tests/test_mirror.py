@@ -55,14 +55,38 @@ def test_same_names():
     assert set(CPU_ONLY) <= set(KERNELS)
 
 
+# Scratch arrays come last, and each device declares its own: (the CPU's, CUDA's).
+WORKSPACE = {
+    "matmul_forward": (["tables", "panel", "block"], ["parts"]),
+    "conv2d_forward": (["padded", "pixels", "taps"], ["parts"]),
+    "conv2d_backward_input": (["spread", "pixels", "taps"], ["parts"]),
+    "conv2d_backward_weight": (["padded", "tables", "lines", "strip"], ["parts"]),
+}
+
+
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_same_parameters(name):
-    assert parameters(LAUNCHERS[name]) == [*parameters(KERNELS[name].py_func), "stream"]
+    expected = parameters(KERNELS[name].py_func)
+    if name in WORKSPACE:
+        own, other = WORKSPACE[name]
+        assert expected[-len(own) :] == own
+        expected[-len(own) :] = other
+    assert parameters(LAUNCHERS[name]) == [*expected, "stream"]
+
+
+VARIANTS = {
+    "matmul_forward": (kernels_cuda.SMALL, kernels_cuda.ALONG, kernels_cuda.ACROSS),
+    "conv2d_forward": (kernels_cuda.SMALL, kernels_cuda.ACROSS),
+    "conv2d_backward_input": (kernels_cuda.SMALL, True),
+    "conv2d_backward_weight": (kernels_cuda.SMALL, kernels_cuda.ACROSS),
+}
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_kernel_stands_beside_its_launcher(name):
     kernel = getattr(kernels_cuda, "_" + name)
+    if name in VARIANTS:  # a function that makes a kernel for each kind of tile and operands
+        kernel = kernel(*VARIANTS[name])
     assert isinstance(kernel, type(kernels_cuda._add_forward))
     assert not kernel.targetoptions["device"]
 

@@ -5,6 +5,7 @@ import pytest
 
 import numbagrad as ng
 from numbagrad.compiler.report import Line, StepReport
+from numbagrad.dispatch import workspace_of
 from numbagrad.roofline import Roof
 
 L = ng.layers
@@ -33,7 +34,7 @@ def test_report_of_memory():
     (product,) = [node for node in run._compiled().plan.nodes if node.name == "matmul"]
     room = [
         np.dtype(dtype).itemsize * int(np.prod(shape))
-        for shape, dtype in product.op.workspace(product.call)
+        for shape, dtype in workspace_of(product.op, product.call)
     ]
     assert report.unplanned == 4 * (2 * 60 * 32 + 32) + sum(room)
     scratch = max(line.scratch for line in report.lines)

@@ -139,12 +139,6 @@ class Region:
         return len(self.bounds) - 1
 
 
-def workspace_of(op: Op, call: Call) -> tuple[tuple[tuple[int, ...], np.dtype], ...]:
-    """Return shape and dtype of each scratch array that a call's kernel wants."""
-    wanted = op.workspace(call) if op.workspace else ()
-    return tuple((tuple(shape), np.dtype(dtype)) for shape, dtype in wanted)
-
-
 def cut_of(node: Node, axis: int, is_piece: Callable[[Buffer], bool]) -> Cut | None:
     """Return how a node falls into pieces along an axis of so many units, if it does.
 

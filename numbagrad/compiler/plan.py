@@ -32,6 +32,7 @@ from ..dispatch import (
     make_call,
     make_views,
     shard_bounds,
+    workspace_of,
 )
 from ..ops.elementwise import COPY
 from .fuse import FULL, Fused, fuse, is_sum, kinds_of
@@ -46,7 +47,6 @@ from .graph import (
     is_local,
     is_partial,
     units_of,
-    workspace_of,
 )
 from .recompute import recompute
 from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves

@@ -15,7 +15,7 @@ from ..jit import function_of
 from ..kernels_cpu import BLOCK_PIXELS, FULL_ROWS, PLANES, SUMS, _line, _seen
 from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
 from .elementwise import as_ints, require_arrays, require_float
-from .linalg import nothing, strip_width
+from .linalg import nothing, pieces_of, room_for_pieces, strip_width
 from .reduction import sum
 
 Pair = tuple[int, int]
@@ -528,6 +528,31 @@ _WINOGRAD_BANK = register(
 )
 
 
+THREADS_DEPTHWISE = 32768  # that keep a GPU busy, when each sums up one weight's gradient
+
+
+def _pixels_workspace_cuda(call: Call):
+    """Room for sums over pieces of the taps."""
+    images, weight, out = call.inputs[0], call.inputs[1], call.outputs[0]
+    width, each = out.shape[3] // call.groups, images.shape[3] // call.groups
+    pixels = size_of(out.shape[:3])
+    is_depthwise = weight.shape[2] == 1 and call.groups > 1
+    taps = size_of(weight.shape[:2]) * each
+    pieces = 1 if is_depthwise else pieces_of(pixels, width, taps, call.groups)
+    return room_for_pieces(out.size, pieces, out.dtype)
+
+
+def _taps_workspace_cuda(call: Call):
+    """Room for sums over pieces of the pixels."""
+    grad_out, out = call.inputs[1], call.outputs[0]
+    taps, width = size_of(out.shape[:3]), out.shape[3] // call.groups
+    if out.shape[2] == 1 and call.groups > 1:
+        pieces = min(grad_out.shape[0], THREADS_DEPTHWISE // max(out.size, 1))
+    else:
+        pieces = pieces_of(taps, width, size_of(grad_out.shape[:3]), call.groups)
+    return room_for_pieces(out.size, pieces, out.dtype)
+
+
 # Each of the three ops, and the CPU's other ways to the same result.
 
 
@@ -540,7 +565,7 @@ _PARTS = {
 }
 
 
-def _op(way: str, part: str, workspace: Callable) -> Op:
+def _op(way: str, part: str, workspace: Callable | dict[str, Callable]) -> Op:
     """Declare a part of a convolution, done in some way."""
     infer, vjp, output, roles = _PARTS[part]
 
@@ -566,9 +591,18 @@ def _op(way: str, part: str, workspace: Callable) -> Op:
     )
 
 
-_CONV2D = _op("conv2d", "forward", _forward_workspace)
-_BACKWARD_INPUT = _op("conv2d", "backward_input", _backward_input_workspace)
-_BACKWARD_WEIGHT = _op("conv2d", "backward_weight", _backward_weight_workspace)
+def _on(cpu: Callable, cuda: Callable) -> dict[str, Callable]:
+    """Declare what a kernel wants on each device."""
+    return {"cpu": cpu, "cuda": cuda}
+
+
+_CONV2D = _op("conv2d", "forward", _on(_forward_workspace, _pixels_workspace_cuda))
+_BACKWARD_INPUT = _op(
+    "conv2d", "backward_input", _on(_backward_input_workspace, _pixels_workspace_cuda)
+)
+_BACKWARD_WEIGHT = _op(
+    "conv2d", "backward_weight", _on(_backward_weight_workspace, _taps_workspace_cuda)
+)
 
 _PLANAR = _op("planar", "forward", _planar_workspace)
 _PLANAR_BACKWARD_INPUT = _op("planar", "backward_input", _planar_workspace)

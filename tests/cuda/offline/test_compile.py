@@ -17,7 +17,10 @@ for kernel, signature in sorted(launches_of(case for _, case in CASES), key=str)
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
 @pytest.mark.parametrize("name", sorted(SIGNATURES))
 def test_kernel(name, cc):
-    for kernel, signature in SIGNATURES[name]:
+    launched = SIGNATURES[name]
+    if cc == (8, 0):  # of a kernel with many variants, a few
+        launched = launched[:6]
+    for kernel, signature in launched:
         require_clean(compile_offline(kernel, signature, cc), signature)
 
 
