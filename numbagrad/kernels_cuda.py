@@ -865,6 +865,10 @@ def _tile_functions(tile, kind_a, kind_b):
             multiply_once(tile_a, a + pitch_a, tile_b, b + pitch_b, acc)
 
     @device
+    def finished(value, relu):
+        return scalar.relu(value) if relu else value
+
+    @device
     def store(
         acc, i, j, bias, has_bias, first_bias, relu, out, first, step, count_i, count_j, is_wide
     ):  # fmt: skip
@@ -878,9 +882,6 @@ def _tile_functions(tile, kind_a, kind_b):
                 shift = bias[np.uint64(first_bias + column)]
                 for p in range(thread_rows):
                     acc[p, q] += shift
-            if relu:
-                for p in range(thread_rows):
-                    acc[p, q] = scalar.relu(acc[p, q])
         for p in range(thread_rows):
             row = np.int32(i + p % 4 + p // 4 * half_rows)
             if row < count_i:
@@ -890,16 +891,17 @@ def _tile_functions(tile, kind_a, kind_b):
                     if is_wide:
                         if column < count_j:
                             four = (
-                                acc[p, 4 * h],
-                                acc[p, 4 * h + 1],
-                                acc[p, 4 * h + 2],
-                                acc[p, 4 * h + 3],
+                                finished(acc[p, 4 * h], relu),
+                                finished(acc[p, 4 * h + 1], relu),
+                                finished(acc[p, 4 * h + 2], relu),
+                                finished(acc[p, 4 * h + 3], relu),
                             )
                             store4(out, at + h * half_columns, four)
                     else:
                         for q in range(4):
                             if column + q < count_j:
-                                out[np.uint64(at + h * half_columns + q)] = acc[p, 4 * h + q]
+                                value = finished(acc[p, 4 * h + q], relu)
+                                out[np.uint64(at + h * half_columns + q)] = value
 
     copy_a = _copying(kind_a, rows, depth, pitch_a, threads)
     copy_b = _copying(kind_b, columns, depth, pitch_b, threads)

@@ -81,6 +81,6 @@ def test_plan_of_lenet():
     report = step.report()
     assert report.planned < report.unplanned
     launchers = {kernel.__name__.removeprefix("_") for kernel, _ in launches}
-    assert {"conv2d_forward", "max_pool2d_forward", "matmul_forward", "adam_update"} <= launchers
+    assert {"convolution", "max_pool2d_forward", "matmul_forward", "adam_update"} <= launchers
     for name in ("_0_weight", "labels", "conv2d", "max_pool2d"):
         assert name in step.source
