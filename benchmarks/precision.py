@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import numbagrad as ng
 
+OURS_IN_TF32 = hasattr(ng, "matmul_precision")  # not built yet: then it takes no part
+
 
 @contextmanager
 def ours(level: str) -> Iterator[None]:

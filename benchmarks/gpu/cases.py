@@ -168,7 +168,8 @@ def _prepare(operation: Operation, sets: int, tf32: bool, seed: int, compiled: b
     if operation.numpy is not None and on_gpu():
         ways[CUPY] = _cupy_way(operation, drawn)
     if tf32 and on_gpu():
-        ways[TF32] = within(our_tf32, ways[OURS])
+        if precision.OURS_IN_TF32:
+            ways[TF32] = within(our_tf32, ways[OURS])
         ways[TORCH_TF32] = within(their_tf32, ways.get(CHANNELS_LAST, ways[TORCH]))
 
     def expected(k: int) -> list[np.ndarray]:
@@ -275,7 +276,8 @@ def _prepare_gradient(images: tuple, filters: tuple, part: str, seed: int, compi
         CHANNELS_LAST: theirs(channels_last=True),
     }
     if on_gpu():
-        ways[TF32] = within(our_tf32, ways[OURS])
+        if precision.OURS_IN_TF32:
+            ways[TF32] = within(our_tf32, ways[OURS])
         ways[TORCH_TF32] = within(their_tf32, ways[CHANNELS_LAST])
     exact = theirs(dtype=torch.float64)
     return ways, lambda k: exact.arrays(exact.make()(k))
@@ -420,7 +422,8 @@ def _prepare_step(
     }
     if on_gpu():
         ways[GRAPH] = networks.loss_way(partial(theirs, graph=True))
-        ways[TF32] = within(our_tf32, ways[COMPILED], 2 * STEP_TOLERANCE)
+        if precision.OURS_IN_TF32:
+            ways[TF32] = within(our_tf32, ways[COMPILED], 2 * STEP_TOLERANCE)
     if networks.has_images(model):
         last = partial(theirs, channels_last=True)
         ways[CHANNELS_LAST] = networks.loss_way(last)
