@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,7 @@ from .errors import NonFiniteError, TraceError, users_line
 from .layers import running_layer
 
 
-@contextmanager
-def detect_anomaly(*, infinity: bool = True) -> Iterator[None]:
+def detect_anomaly(*, infinity: bool = True) -> AbstractContextManager[None]:
     """Raise an error at the op that makes the first NaN or infinity, forward or backward.
 
     The error names the op, the user's line that called it, and the layer that this was in; in
@@ -58,6 +57,11 @@ def detect_anomaly(*, infinity: bool = True) -> Iterator[None]:
             f"{users_line()} looks for NaN while a function is traced, when arrays hold no values; "
             "call the function itself, not the compiled one, inside detect_anomaly()"
         )
+    return _detecting(infinity)
+
+
+@contextmanager
+def _detecting(infinity: bool) -> Iterator[None]:
     # Where each node's op ran. Weakly: a node that is dropped takes its place with it.
     places: weakref.WeakKeyDictionary[Node, str] = weakref.WeakKeyDictionary()
     before = tape.observer

@@ -71,8 +71,8 @@ class Node:
         With `wanted` (ids of leaves and nodes) the vjp is asked for these only.
         """
         op = self.op
-        if type(self.saved) is not list and self.saved is not None:
-            self.saved.compute_again()
+        while type(self.saved) is not list and self.saved is not None:
+            self.saved.compute_again()  # a region in it may be left to do the same
         if self.saved is None:
             raise GraphError(
                 f"{op.name}: this graph was used up by an earlier backward(); compute the "

@@ -190,7 +190,9 @@ def checkpoint(f: Callable) -> Callable:
             return f(*args, **kwargs)
         part = _Checkpoint(f, args, kwargs, around)
         with region(part), interpreter(part.watching(state.interpreters[-1])):
-            return f(*args, **kwargs)
+            result = f(*args, **kwargs)
+        part.has_ended = True
+        return result
 
     return checkpointed
 
@@ -212,7 +214,9 @@ class _Checkpoint:
         self._nodes: list[tuple[weakref.ref[Node], Op, tuple[Spec, ...]]] = []
         self._read: dict[int, tuple[State, int]] = {}  # with their versions
         self._before: dict[int, tuple[State, Array]] = {}  # those that were changed
+        self._shadows: dict[int, Array] = {}  # what stands for these in the second call
         self._rest: Iterator | None = None
+        self.has_ended = False  # the first call
 
     @property
     def is_again(self) -> bool:
@@ -254,12 +258,19 @@ class _Checkpoint:
         if first is None:  # nothing depends on it any more
             return node
         if first.saved is self:
-            first.saved = node.saved
+            first.saved = [self._as_read(*entry) for entry in node.saved]
         return first
+
+    def _as_read(self, x: Any, *rest: Any) -> tuple:
+        """Return what a node saves, with the value that a state had when it was read."""
+        if id(x) not in self._shadows:
+            return x, *rest
+        shadow = self._shadows[id(x)]
+        return shadow, shadow._data, None, False, 0
 
     def compute_again(self) -> None:
         """Call the function a second time, to give the nodes what they save."""
-        if self.is_again or not self._nodes:
+        if self.is_again or not self.has_ended:
             raise GraphError(f"{self._name}: backward() was called inside the function")
         for x, version in self._read.values():
             if x.version != version and id(x) not in self._before:
@@ -282,13 +293,13 @@ class _Checkpoint:
                     "must do the same each time it is called"
                 )
         finally:
-            self._rest = None
+            self._rest, self._shadows = None, {}
             for x in changed:
                 x.version -= 1
 
     def _shadowing(self, run: Callable, changed: list[State]) -> Callable:
         """Return the second call's interpreter: states are as they were, and stay as they are."""
-        shadows = {key: value for key, (_, value) in self._before.items()}
+        shadows = self._shadows = {key: value for key, (_, value) in self._before.items()}
 
         def shadowed(op: Op, inputs: tuple, params: dict[str, Any], targets: Any) -> tuple:
             inputs = tuple([shadows.get(id(x), x) for x in inputs])
