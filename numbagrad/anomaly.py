@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .array import Array, Symbol, staging
-from .autodiff import Node, tape
+from .autodiff import Node, observer, tape
 from .dispatch import Op, interpreter, state
 from .errors import NonFiniteError, TraceError, users_line
 from .layers import running_layer
@@ -71,12 +71,9 @@ def _detecting(infinity: bool) -> Iterator[None]:
         if before is not None:
             before(node)
 
-    tape.observer = observe
-    try:
-        with interpreter(_checking(state.interpreters[-1], places, infinity)):
-            yield
-    finally:
-        tape.observer = before
+    check = _checking(state.interpreters[-1], places, infinity)
+    with observer(observe), interpreter(check):
+        yield
 
 
 def _place() -> str:

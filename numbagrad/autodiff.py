@@ -15,9 +15,10 @@ import functools
 import heapq
 import itertools
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ContextDecorator, contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,6 +64,15 @@ class Node:
             saved.append((outputs[position]._data, outputs[position].spec))
         self.saved = saved
 
+    def _save_again(self) -> None:
+        while isinstance(self.saved, Region):
+            self.saved.compute_again()  # a region inside it may be left to do the same
+        if self.saved is None:
+            raise GraphError(
+                f"{self.op.name}: this graph was used up by an earlier backward(); compute the "
+                "result again, or call the first backward(retain_graph=True)"
+            )
+
     def gradients(
         self, grad_out: Array, wanted: set[int] | None = None
     ) -> tuple[Array | None, ...]:
@@ -71,18 +81,13 @@ class Node:
         With `wanted` (ids of leaves and nodes) the vjp is asked for these only.
         """
         op = self.op
-        while type(self.saved) is not list and self.saved is not None:
-            self.saved.compute_again()  # a region in it may be left to do the same
-        if self.saved is None:
-            raise GraphError(
-                f"{op.name}: this graph was used up by an earlier backward(); compute the "
-                "result again, or call the first backward(retain_graph=True)"
-            )
+        if type(self.saved) is not list:
+            self._save_again()
         arguments = {}
         saved = iter(self.saved)
         for name, _ in op.vjp_inputs:
             # The object itself if it can be: a leaf gets the gradient's gradient.
-            arguments[name] = as_it_was(op.name, *next(saved))
+            arguments[name] = as_it_was(op, *next(saved))
         for name, position in op.vjp_outputs:
             arguments[name] = out = Array(*next(saved))
             if position == 0:  # the one that is differentiated: it gets its node back
@@ -110,12 +115,17 @@ class Node:
 
 
 def as_it_was(
-    name: str, x: Array, data: Any, node: Node | None, requires_grad: bool, version: int
+    reader: Op | Region,
+    x: Array,
+    data: Any,
+    node: Node | None,
+    requires_grad: bool,
+    version: int,
 ) -> Array:
-    """Return an array as it was when an op ran on it: itself, unless it has changed since."""
+    """Return an array as it was when it was read: itself, unless it has changed since."""
     if x.version != version:
         raise GraphError(
-            f"{name}: a Parameter or Buffer of shape {x.shape} that this gradient needs was "
+            f"{reader.name}: a Parameter or Buffer of shape {x.shape} that this gradient needs was "
             "changed after the op ran; call backward() before the optimiser's step()"
         )
     if x._data is data and x._node is node and x.requires_grad is requires_grad:
@@ -132,12 +142,16 @@ def _own(array: Array) -> Array:
     return own
 
 
-class Region(Protocol):
+class Region(ABC):
     """A part of the tape that does not keep what its nodes save: see `checkpoint`."""
 
+    name: str  # for errors
+
+    @abstractmethod
     def take(self, node: Node) -> Node:
         """Return the node that an op which has just run is to have."""
 
+    @abstractmethod
     def compute_again(self) -> None:
         """Give the region's nodes what they save."""
 
@@ -152,12 +166,16 @@ class _Tape(threading.local):
     observer
         Is told of each new node.
     running
-        The node whose gradients are being computed.
+        The node whose gradients are being computed, if there is an observer.
+    is_heard
+        Whether there is a region or an observer: one look-up for each op.
     """
 
-    region: Region | None = None
-    observer: Callable[[Node], None] | None = None
-    running: Node | None = None
+    def __init__(self):
+        self.region: Region | None = None
+        self.observer: Callable[[Node], None] | None = None
+        self.running: Node | None = None
+        self.is_heard = False
 
 
 tape = _Tape()
@@ -167,10 +185,24 @@ tape = _Tape()
 def region(inside: Region | None) -> Iterator[None]:
     """Let the nodes that are made meanwhile belong to a region, or to none."""
     before, tape.region = tape.region, inside
+    tape.is_heard = inside is not None or tape.observer is not None
     try:
         yield
     finally:
         tape.region = before
+        tape.is_heard = before is not None or tape.observer is not None
+
+
+@contextmanager
+def observer(told: Callable[[Node], None]) -> Iterator[None]:
+    """Let a function hear of each node that is made meanwhile."""
+    before, tape.observer = tape.observer, told
+    tape.is_heard = True
+    try:
+        yield
+    finally:
+        tape.observer = before
+        tape.is_heard = before is not None or tape.region is not None
 
 
 def record(op: Op, inputs: Sequence[Array], outputs: Sequence[Array], params: dict) -> None:
@@ -179,10 +211,11 @@ def record(op: Op, inputs: Sequence[Array], outputs: Sequence[Array], params: di
     if output.spec.dtype.kind != "f":
         return
     node = Node(op, inputs, outputs, params)
-    if tape.observer is not None:
-        tape.observer(node)
-    if tape.region is not None:
-        node = tape.region.take(node)
+    if tape.is_heard:
+        if tape.observer is not None:
+            tape.observer(node)
+        if tape.region is not None:
+            node = tape.region.take(node)
     output._node = node
     output.requires_grad = True
 
@@ -263,7 +296,7 @@ def backward(
         If ``x`` is not a scalar and no ``grad`` is given, or ``grad`` has another shape.
     """
     start = [(x, _initial_gradient(x, grad))]
-    leaves = _walk(start, None, retain_graph or create_graph, create_graph)
+    leaves = _walk(start, None, None, retain_graph or create_graph, create_graph)
     for leaf, gradient in leaves:
         # An object of its own, since two leaves may be given one gradient; not a copy of its data.
         leaf.grad = _own(gradient) if leaf.grad is None else leaf.grad + gradient
@@ -272,14 +305,15 @@ def backward(
 def _walk(
     roots: list[tuple[Array, Array]],
     stop_at: set[int] | None,
+    wanted: set[int] | None,
     retain_graph: bool,
     create_graph: bool,
 ) -> list[tuple[Any, Array]]:
     """Return (leaf, gradient) pairs, from results and their gradients.
 
-    With `stop_at` (ids), those of these leaves or nodes, and only what leads to them is computed.
+    With `stop_at` (ids), those of these leaves or nodes; with `wanted`, what `_leading_to` gives
+    for them, nothing is computed that does not lead there.
     """
-    wanted = None if stop_at is None else _leading_to(stop_at, [out for out, _ in roots])
     found: dict[int, tuple[Any, Array]] = {}
     pending: dict[int, tuple[Node, Array]] = {}  # by the node's order
     heap: list[int] = []  # the orders
@@ -298,7 +332,7 @@ def _walk(
             before = found.get(id(parent))
             found[id(parent)] = parent, gradient if before is None else before[1] + gradient
 
-    outer = tape.running
+    outer, is_observed = tape.running, tape.observer is not None
     try:
         # What a walk records belongs to no region: it may end before the region does.
         with _Recording(create_graph), region(None):
@@ -306,14 +340,16 @@ def _walk(
                 give(out if out._node is None else out._node, gradient)
             while heap:
                 node, gradient = pending.pop(heapq.heappop(heap))
-                tape.running = node
+                if is_observed:
+                    tape.running = node
                 gradients = node.gradients(gradient, wanted)
                 if not retain_graph:
                     node.saved = None
                 for parent, spec, gradient in zip(node.parents, node.specs, gradients):
                     if parent is None or gradient is None:
                         continue
-                    _require_fitting(node.op, gradient, spec)
+                    if type(gradient) is not Array or gradient.spec is not spec:
+                        _require_fitting(node.op, gradient, spec)
                     give(parent, gradient)
                 gradients = gradient = None  # or they would live while the next node runs
     finally:
@@ -324,7 +360,7 @@ def _walk(
 def _require_fitting(op: Op, gradient: Any, spec: Spec) -> None:
     if not isinstance(gradient, Array):
         raise TypeError(f"{op.name}: its vjp gave a {type(gradient).__name__}, not an Array")
-    if gradient.spec is not spec and gradient.spec != spec:
+    if gradient.spec != spec:
         raise ShapeError(
             f"{op.name}: its vjp gave a gradient of shape {gradient.shape}, "
             f"dtype {gradient.dtype} on {gradient.device!r} for an input of shape "
@@ -432,6 +468,8 @@ class Evaluation(NamedTuple):
     ----------
     sources
         For each input the node or the leaf that the tape ends at.
+    wanted
+        The nodes that lead to the sources, if not all do.
     create_graph
         Whether derivatives are to be recorded, as somebody may differentiate them.
     """
@@ -439,6 +477,7 @@ class Evaluation(NamedTuple):
     out: Array
     sources: tuple[Any, ...]
     specs: tuple[Spec, ...]
+    wanted: set[int] | None
     create_graph: bool
 
     @property
@@ -457,7 +496,7 @@ class Evaluation(NamedTuple):
         found = {}
         if self.out.requires_grad:
             start = [(self.out, _initial_gradient(self.out, grad_out))]
-            found = _by_id(_walk(start, self._keys, True, self.create_graph))
+            found = _by_id(_walk(start, self._keys, self.wanted, True, self.create_graph))
         return tuple(
             found[id(source)] if id(source) in found else zeros_of(spec)
             for source, spec in zip(self.sources, self.specs, strict=True)
@@ -471,7 +510,9 @@ class Evaluation(NamedTuple):
         # A pullback is linear, so it does not matter where it is differentiated: at 0.
         cotangent = zeros_of(out.spec)
         cotangent.requires_grad = True
-        gradients = _by_id(_walk([(out, cotangent)], self._keys, True, True))
+        gradients = _by_id(_walk([(out, cotangent)], self._keys, self.wanted, True, True))
+        # Not to the inputs again, which the recorded pass depends on as well.
+        wanted = _leading_to({id(cotangent)}, list(gradients.values()))
 
         def push(tangents: Sequence[Array]) -> Array:
             start = [
@@ -479,7 +520,7 @@ class Evaluation(NamedTuple):
                 for source, tangent in zip(sources, tangents, strict=True)
                 if id(source) in gradients and gradients[id(source)].requires_grad
             ]
-            found = _walk(start, {id(cotangent)}, True, create_graph)
+            found = _walk(start, {id(cotangent)}, wanted, True, create_graph)
             return found[0][1] if found else zeros_of(out.spec)
 
         return push
@@ -509,8 +550,10 @@ def evaluate(
     # The gradients are recorded if somebody may differentiate them: a transform further out, or a
     # backward() towards the primals or towards other arrays that f uses, such as parameters.
     linked = any(isinstance(x, Array) and x.requires_grad for x in (*primals, *others))
-    create_graph = depth > 0 or (recording and (linked or _reaches_others(out, sources)))
-    return Evaluation(out, sources, specs, create_graph)
+    others_matter = _reaches_others(out, sources)
+    create_graph = depth > 0 or (recording and (linked or others_matter))
+    wanted = _leading_to({id(source) for source in sources}, [out]) if others_matter else None
+    return Evaluation(out, sources, specs, wanted, create_graph)
 
 
 def zeros_of(spec: Spec) -> Array:
@@ -705,6 +748,7 @@ __all__ = [
     "grad",
     "jvp",
     "no_grad",
+    "observer",
     "of_arguments",
     "record",
     "region",

@@ -12,6 +12,7 @@ import numpy as np
 from .array import Array, Spec, State, asarray, staging
 from .autodiff import (
     Node,
+    Region,
     as_it_was,
     enable_grad,
     evaluate,
@@ -197,7 +198,7 @@ def checkpoint(f: Callable) -> Callable:
     return checkpointed
 
 
-class _Checkpoint:
+class _Checkpoint(Region):
     """The part of the tape that one call of a checkpointed function makes.
 
     In the first call its nodes are given the part itself in place of what they would save. In the
@@ -205,7 +206,7 @@ class _Checkpoint:
     """
 
     def __init__(self, f: Callable, args: tuple, kwargs: dict[str, Any], around: Any):
-        self._name = f"checkpoint({getattr(f, '__name__', type(f).__name__)})"
+        self.name = f"checkpoint({getattr(f, '__name__', type(f).__name__)})"
         self._f = f
         self._args = [_remembered(x) for x in args]
         self._kwargs = {key: _remembered(x) for key, x in kwargs.items()}
@@ -251,7 +252,7 @@ class _Checkpoint:
         if op is not node.op or specs != node.specs:
             before = "had ended" if op is None else f"ran {op.name}"
             raise GraphError(
-                f"{self._name}: the second call runs {node.op.name} where the first {before}; the "
+                f"{self.name}: the second call runs {node.op.name} where the first {before}; the "
                 "function must do the same each time it is called"
             )
         first = reference()
@@ -271,16 +272,16 @@ class _Checkpoint:
     def compute_again(self) -> None:
         """Call the function a second time, to give the nodes what they save."""
         if self.is_again or not self.has_ended:
-            raise GraphError(f"{self._name}: backward() was called inside the function")
+            raise GraphError(f"{self.name}: backward() was called inside the function")
         for x, version in self._read.values():
             if x.version != version and id(x) not in self._before:
                 raise GraphError(
-                    f"{self._name}: a Parameter or Buffer of shape {x.shape} that the function "
+                    f"{self.name}: a Parameter or Buffer of shape {x.shape} that the function "
                     "reads was changed after its first call; call backward() before the "
                     "optimiser's step()"
                 )
-        args = [recalled(self._name) for recalled in self._args]
-        kwargs = {key: recalled(self._name) for key, recalled in self._kwargs.items()}
+        args = [recalled(self) for recalled in self._args]
+        kwargs = {key: recalled(self) for key, recalled in self._kwargs.items()}
         changed: list[State] = []
         run = self._shadowing(state.interpreters[-1], changed)
         self._rest = iter(self._nodes)
@@ -289,7 +290,7 @@ class _Checkpoint:
                 self._f(*args, **kwargs)
             if next(self._rest, None) is not None:
                 raise GraphError(
-                    f"{self._name}: the second call ends before the first one did; the function "
+                    f"{self.name}: the second call ends before the first one did; the function "
                     "must do the same each time it is called"
                 )
         finally:
@@ -314,12 +315,12 @@ class _Checkpoint:
         return shadowed
 
 
-def _remembered(x: Any) -> Callable[[str], Any]:
+def _remembered(x: Any) -> Callable[[Region], Any]:
     """Return a function that gives an argument as it is now."""
     if not isinstance(x, Array):
-        return lambda name: x
+        return lambda part: x
     now = x, x._data, x._node, x.requires_grad, x.version
-    return lambda name: as_it_was(name, *now)
+    return lambda part: as_it_was(part, *now)
 
 
 __all__ = ["checkpoint", "hessian", "jacobian"]
