@@ -595,9 +595,9 @@ def jvp(
     multiplies by the Jacobian itself: exactly, not by differences. So the cost is that of ``f``,
     one backward pass and another one through that, whatever the number of inputs, and the memory
     of a tape of both: 2 to 3 times ``f``'s time for networks (LeNet 2.2), 5 where each op takes
-    microseconds. J. Townsend, "A new trick for calculating
-    Jacobian vector products" (2017). A `custom_vjp` whose rule is not linear in ``grad_out`` has
-    no such transpose: then the rule's derivative at 0 is used.
+    microseconds. J. Townsend, "A new trick for calculating Jacobian vector products" (2017).
+    A `custom_vjp` whose rule is not linear in ``grad_out`` has no such transpose: then the rule's
+    derivative at 0 is used.
 
     Examples
     --------
