@@ -5,11 +5,13 @@ __version__ = "0.1.0"
 import importlib
 
 from . import data, errors, layers, models, ops, optim, random, simd, train, weights
+from .anomaly import detect_anomaly
 from .array import Array, Spec, asarray
-from .autodiff import enable_grad, grad, no_grad, value_and_grad, vjp
+from .autodiff import enable_grad, grad, jvp, no_grad, value_and_grad, vjp
 from .compiler import compile
 from .dispatch import Op, apply, get_num_threads, set_num_threads
 from .ops import *
+from .transforms import checkpoint, hessian, jacobian
 
 __all__ = [
     "Array",
@@ -17,12 +19,17 @@ __all__ = [
     "Spec",
     "apply",
     "asarray",
+    "checkpoint",
     "compile",
     "data",
+    "detect_anomaly",
     "enable_grad",
     "errors",
     "get_num_threads",
     "grad",
+    "hessian",
+    "jacobian",
+    "jvp",
     "layers",
     "models",
     "no_grad",

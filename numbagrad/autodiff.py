@@ -15,9 +15,10 @@ import functools
 import heapq
 import itertools
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ContextDecorator
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ContextDecorator, contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,10 +38,11 @@ class Node:
     parents
         For each input the node that made it, the leaf array itself, or None without gradient.
     saved
-        What the op's vjp asked for by name; None once the tape has been used up.
+        What the op's vjp asked for by name; None once the tape has been used up; the `Region` that
+        can compute it again if it was not kept.
     """
 
-    __slots__ = ("op", "order", "params", "parents", "saved", "specs")
+    __slots__ = ("__weakref__", "op", "order", "params", "parents", "saved", "specs")
 
     # Plain loops and tuples: comprehensions and objects would take as long as a small op's kernel.
     def __init__(self, op: Op, inputs, outputs, params):
@@ -62,33 +64,42 @@ class Node:
             saved.append((outputs[position]._data, outputs[position].spec))
         self.saved = saved
 
-    def gradients(self, grad_out: Array) -> tuple[Array | None, ...]:
-        """Return the gradient of each input, given that of the output."""
-        op = self.op
+    def _save_again(self) -> None:
+        while isinstance(self.saved, Region):
+            self.saved.compute_again()  # a region inside it may be left to do the same
         if self.saved is None:
             raise GraphError(
-                f"{op.name}: this graph was used up by an earlier backward(); compute the "
+                f"{self.op.name}: this graph was used up by an earlier backward(); compute the "
                 "result again, or call the first backward(retain_graph=True)"
             )
+
+    def gradients(
+        self, grad_out: Array, wanted: set[int] | None = None
+    ) -> tuple[Array | None, ...]:
+        """Return the gradient of each input, given that of the output.
+
+        With `wanted` (ids of leaves and nodes) the vjp is asked for these only.
+        """
+        op = self.op
+        if type(self.saved) is not list:
+            self._save_again()
         arguments = {}
         saved = iter(self.saved)
         for name, _ in op.vjp_inputs:
-            x, data, node, requires_grad, version = next(saved)
-            if (
-                x._data is not data
-                or x._node is not node
-                or x.requires_grad is not requires_grad
-                or x.version != version
-            ):
-                x = _restore(op, x, data, node, requires_grad, version)
-            arguments[name] = x  # if it is a leaf, it gets the gradient's gradient
+            # The object itself if it can be: a leaf gets the gradient's gradient.
+            arguments[name] = as_it_was(op, *next(saved))
         for name, position in op.vjp_outputs:
             arguments[name] = out = Array(*next(saved))
             if position == 0:  # the one that is differentiated: it gets its node back
                 out._node, out.requires_grad = self, True
         for name in op.vjp_others:
             if name == "needs":
-                arguments[name] = tuple([parent is not None for parent in self.parents])
+                arguments[name] = tuple(
+                    [
+                        parent is not None and (wanted is None or id(parent) in wanted)
+                        for parent in self.parents
+                    ]
+                )
             elif name == "specs":
                 arguments[name] = self.specs
             else:
@@ -103,13 +114,22 @@ class Node:
         return grads
 
 
-def _restore(op: Op, x: Array, data, node: Node | None, requires_grad: bool, version: int) -> Array:
-    """Return an input, which has changed since, as it was when the op ran."""
+def as_it_was(
+    reader: Op | Region,
+    x: Array,
+    data: Any,
+    node: Node | None,
+    requires_grad: bool,
+    version: int,
+) -> Array:
+    """Return an array as it was when it was read: itself, unless it has changed since."""
     if x.version != version:
         raise GraphError(
-            f"{op.name}: a Parameter or Buffer of shape {x.shape} that this gradient needs was "
+            f"{reader.name}: a Parameter or Buffer of shape {x.shape} that this gradient needs was "
             "changed after the op ran; call backward() before the optimiser's step()"
         )
+    if x._data is data and x._node is node and x.requires_grad is requires_grad:
+        return x
     before = Array(data, x.spec)
     before._node, before.requires_grad = node, requires_grad
     return before
@@ -122,15 +142,85 @@ def _own(array: Array) -> Array:
     return own
 
 
-def _record(op: Op, inputs, outputs, params) -> None:
+class Region(ABC):
+    """A part of the tape that does not keep what its nodes save: see `checkpoint`."""
+
+    name: str  # for errors
+
+    @abstractmethod
+    def take(self, node: Node) -> Node:
+        """Return the node that an op which has just run is to have."""
+
+    @abstractmethod
+    def compute_again(self) -> None:
+        """Give the region's nodes what they save."""
+
+
+class _Tape(threading.local):
+    """What else hears of this thread's nodes.
+
+    Attributes
+    ----------
+    region
+        The region that new nodes belong to.
+    observer
+        Is told of each new node.
+    running
+        The node whose gradients are being computed, if there is an observer.
+    is_heard
+        Whether there is a region or an observer: one look-up for each op.
+    """
+
+    def __init__(self):
+        self.region: Region | None = None
+        self.observer: Callable[[Node], None] | None = None
+        self.running: Node | None = None
+        self.is_heard = False
+
+
+tape = _Tape()
+
+
+@contextmanager
+def region(inside: Region | None) -> Iterator[None]:
+    """Let the nodes that are made meanwhile belong to a region, or to none."""
+    before, tape.region = tape.region, inside
+    tape.is_heard = inside is not None or tape.observer is not None
+    try:
+        yield
+    finally:
+        tape.region = before
+        tape.is_heard = before is not None or tape.observer is not None
+
+
+@contextmanager
+def observer(told: Callable[[Node], None]) -> Iterator[None]:
+    """Let a function hear of each node that is made meanwhile."""
+    before, tape.observer = tape.observer, told
+    tape.is_heard = True
+    try:
+        yield
+    finally:
+        tape.observer = before
+        tape.is_heard = before is not None or tape.region is not None
+
+
+def record(op: Op, inputs: Sequence[Array], outputs: Sequence[Array], params: dict) -> None:
+    """Note an op that has run on the tape, as its first output's node."""
     output = outputs[0]
     if output.spec.dtype.kind != "f":
         return
-    output._node = Node(op, inputs, outputs, params)
+    node = Node(op, inputs, outputs, params)
+    if tape.is_heard:
+        if tape.observer is not None:
+            tape.observer(node)
+        if tape.region is not None:
+            node = tape.region.take(node)
+    output._node = node
     output.requires_grad = True
 
 
-dispatch.set_recorder(_record)
+dispatch.set_recorder(record)
 
 
 # --------------------------------------------------------- recording or not
@@ -205,31 +295,32 @@ def backward(
     ShapeError
         If ``x`` is not a scalar and no ``grad`` is given, or ``grad`` has another shape.
     """
-    leaves = _walk(x, grad, None, retain_graph or create_graph, create_graph)
+    start = [(x, _initial_gradient(x, grad))]
+    leaves = _walk(start, None, None, retain_graph or create_graph, create_graph)
     for leaf, gradient in leaves:
         # An object of its own, since two leaves may be given one gradient; not a copy of its data.
         leaf.grad = _own(gradient) if leaf.grad is None else leaf.grad + gradient
 
 
 def _walk(
-    x: Array,
-    grad: Array | None,
+    roots: list[tuple[Array, Array]],
     stop_at: set[int] | None,
+    wanted: set[int] | None,
     retain_graph: bool,
     create_graph: bool,
 ) -> list[tuple[Any, Array]]:
-    """Return (leaf, gradient) pairs; with `stop_at` (ids), those of these leaves or nodes."""
-    if not x.requires_grad:
-        raise GraphError(
-            "backward(): the result does not depend on any array with requires_grad=True"
-            + ("" if state.recording else " (it may have been computed inside no_grad())")
-        )
-    grad = _initial_gradient(x, grad)
+    """Return (leaf, gradient) pairs, from results and their gradients.
+
+    With `stop_at` (ids), those of these leaves or nodes; with `wanted`, what `_leading_to` gives
+    for them, nothing is computed that does not lead there.
+    """
     found: dict[int, tuple[Any, Array]] = {}
     pending: dict[int, tuple[Node, Array]] = {}  # by the node's order
     heap: list[int] = []  # the orders
 
     def give(parent, gradient: Array) -> None:
+        if wanted is not None and id(parent) not in wanted:
+            return
         if type(parent) is Node and (stop_at is None or id(parent) not in stop_at):
             order = parent.order
             if order in pending:
@@ -237,32 +328,62 @@ def _walk(
             else:
                 pending[order] = parent, gradient
                 heapq.heappush(heap, order)
-        elif stop_at is None or id(parent) in stop_at:
+        else:
             before = found.get(id(parent))
             found[id(parent)] = parent, gradient if before is None else before[1] + gradient
 
-    with _Recording(create_graph):
-        give(x if x._node is None else x._node, grad)
-        while heap:
-            node, gradient = pending.pop(heapq.heappop(heap))
-            gradients = node.gradients(gradient)
-            if not retain_graph:
-                node.saved = None
-            for parent, spec, gradient in zip(node.parents, node.specs, gradients):
-                if parent is None or gradient is None:
-                    continue
-                if not isinstance(gradient, Array):
-                    raise TypeError(
-                        f"{node.op.name}: its vjp gave a {type(gradient).__name__}, not an Array"
-                    )
-                if gradient.spec is not spec and gradient.spec != spec:
-                    raise ShapeError(
-                        f"{node.op.name}: its vjp gave a gradient of shape {gradient.shape}, "
-                        f"dtype {gradient.dtype} on {gradient.device!r} for an input of shape "
-                        f"{spec.shape}, dtype {spec.dtype} on {spec.device!r}"
-                    )
-                give(parent, gradient)
+    outer, is_observed = tape.running, tape.observer is not None
+    try:
+        # What a walk records belongs to no region: it may end before the region does.
+        with _Recording(create_graph), region(None):
+            for out, gradient in roots:
+                give(out if out._node is None else out._node, gradient)
+            while heap:
+                node, gradient = pending.pop(heapq.heappop(heap))
+                if is_observed:
+                    tape.running = node
+                gradients = node.gradients(gradient, wanted)
+                if not retain_graph:
+                    node.saved = None
+                for parent, spec, gradient in zip(node.parents, node.specs, gradients):
+                    if parent is None or gradient is None:
+                        continue
+                    if type(gradient) is not Array or gradient.spec is not spec:
+                        _require_fitting(node.op, gradient, spec)
+                    give(parent, gradient)
+                gradients = gradient = None  # or they would live while the next node runs
+    finally:
+        tape.running = outer
     return list(found.values())
+
+
+def _require_fitting(op: Op, gradient: Any, spec: Spec) -> None:
+    if not isinstance(gradient, Array):
+        raise TypeError(f"{op.name}: its vjp gave a {type(gradient).__name__}, not an Array")
+    if gradient.spec != spec:
+        raise ShapeError(
+            f"{op.name}: its vjp gave a gradient of shape {gradient.shape}, "
+            f"dtype {gradient.dtype} on {gradient.device!r} for an input of shape "
+            f"{spec.shape}, dtype {spec.dtype} on {spec.device!r}"
+        )
+
+
+def _leading_to(stop_at: set[int], outs: list[Array]) -> set[int]:
+    """Return the ids of `stop_at`, and of the nodes behind results that depend on one of them."""
+    nodes: dict[int, Node] = {}
+    ahead = [out._node for out in outs]
+    while ahead:
+        node = ahead.pop()
+        if type(node) is Node and id(node) not in stop_at and node.order not in nodes:
+            nodes[node.order] = node
+            ahead += node.parents
+    leading = set(stop_at)
+    for order in sorted(nodes, reverse=True):  # the first that was made comes first
+        for parent in nodes[order].parents:
+            if parent is not None and id(parent) in leading:
+                leading.add(id(nodes[order]))
+                break
+    return leading
 
 
 @functools.lru_cache
@@ -271,6 +392,11 @@ def _ones(spec: Spec) -> Array:
 
 
 def _initial_gradient(x: Array, grad: Array | None) -> Array:
+    if not x.requires_grad:
+        raise GraphError(
+            "backward(): the result does not depend on any array with requires_grad=True"
+            + ("" if state.recording else " (it may have been computed inside no_grad())")
+        )
     if grad is None:
         if x.size != 1:
             raise ShapeError(
@@ -331,40 +457,182 @@ def vjp(f: Callable[..., Array], *primals: Array) -> tuple[Array, Callable[[Arra
     >>> pullback(asarray([1.0, 1.0]))
     (Array([2., 6.], dtype=float32),)
     """
+    run = evaluate("vjp", f, primals)
+    return run.visible_out, run.pullback
+
+
+class Evaluation(NamedTuple):
+    """A function's result, on a tape that ends at its inputs.
+
+    Attributes
+    ----------
+    sources
+        For each input the node or the leaf that the tape ends at.
+    wanted
+        The nodes that lead to the sources, if not all do.
+    create_graph
+        Whether derivatives are to be recorded, as somebody may differentiate them.
+    """
+
+    out: Array
+    sources: tuple[Any, ...]
+    specs: tuple[Spec, ...]
+    wanted: set[int] | None
+    create_graph: bool
+
+    @property
+    def _keys(self) -> set[int]:
+        return {id(source) for source in self.sources}
+
+    @property
+    def visible_out(self) -> Array:
+        """The result as the caller gets it: without history, unless it is of use further out."""
+        if self.create_graph or not self.out.requires_grad:
+            return self.out
+        return Array(self.out._data, self.out.spec)
+
+    def pullback(self, grad_out: Array | None = None) -> tuple[Array, ...]:
+        """Return each input's gradient, given the result's."""
+        found = {}
+        if self.out.requires_grad:
+            start = [(self.out, _initial_gradient(self.out, grad_out))]
+            found = _by_id(_walk(start, self._keys, self.wanted, True, self.create_graph))
+        return tuple(
+            found[id(source)] if id(source) in found else zeros_of(spec)
+            for source, spec in zip(self.sources, self.specs, strict=True)
+        )
+
+    def pushforward(self) -> Callable[[Sequence[Array]], Array]:
+        """Return the function from the inputs' tangents to the result's."""
+        out, sources, create_graph = self.out, self.sources, self.create_graph
+        if not out.requires_grad:
+            return lambda tangents: zeros_of(out.spec)
+        # A pullback is linear, so it does not matter where it is differentiated: at 0.
+        cotangent = zeros_of(out.spec)
+        cotangent.requires_grad = True
+        gradients = _by_id(_walk([(out, cotangent)], self._keys, self.wanted, True, True))
+        # Not to the inputs again, which the recorded pass depends on as well.
+        wanted = _leading_to({id(cotangent)}, list(gradients.values()))
+
+        def push(tangents: Sequence[Array]) -> Array:
+            start = [
+                (gradients[id(source)], tangent)
+                for source, tangent in zip(sources, tangents, strict=True)
+                if id(source) in gradients and gradients[id(source)].requires_grad
+            ]
+            found = _walk(start, {id(cotangent)}, wanted, True, create_graph)
+            return found[0][1] if found else zeros_of(out.spec)
+
+        return push
+
+
+def _by_id(pairs: list[tuple[Any, Array]]) -> dict[int, Array]:
+    return {id(parent): gradient for parent, gradient in pairs}
+
+
+def evaluate(
+    name: str, f: Callable[..., Array], primals: Sequence[Array], others: Sequence[Array] = ()
+) -> Evaluation:
+    """Evaluate a function on a tape; `others` are arrays that derivatives depend on besides."""
     recording = state.recording
     inputs = tuple(_traced_copy(x) for x in primals)
-    sources = [x if x._node is None else x._node for x in inputs]  # before f assigns to one
+    sources = tuple(x if x._node is None else x._node for x in inputs)  # before f assigns to one
+    specs = tuple(map(spec_of, inputs))
     depth = _transforms.enter()
     try:
-        with enable_grad():
+        # Derivatives are wanted at once: a region around would have to compute all again for them.
+        with enable_grad(), region(None):
             out = f(*inputs)
     finally:
         _transforms.leave()
     if not isinstance(out, Array):
-        raise TypeError(f"vjp: the function must return an Array, got {type(out).__name__}")
+        raise TypeError(f"{name}: the function must return an Array, got {type(out).__name__}")
     # The gradients are recorded if somebody may differentiate them: a transform further out, or a
     # backward() towards the primals or towards other arrays that f uses, such as parameters.
-    linked = any(isinstance(x, Array) and x.requires_grad for x in primals)
-    create_graph = depth > 0 or (recording and (linked or _reaches_others(out, sources)))
-
-    def pullback(grad_out: Array | None = None) -> tuple[Array, ...]:
-        keys = [id(source) for source in sources]
-        found = {}
-        if out.requires_grad:
-            pairs = _walk(out, grad_out, set(keys), True, create_graph)
-            found = {id(parent): gradient for parent, gradient in pairs}
-        return tuple(
-            found[key] if key in found else asarray(np.zeros(x.shape, x.dtype), device=x.device)
-            for key, x in zip(keys, inputs, strict=True)
-        )
-
-    visible = out
-    if not create_graph and out.requires_grad:
-        visible = Array(out._data, out.spec)
-    return visible, pullback
+    linked = any(isinstance(x, Array) and x.requires_grad for x in (*primals, *others))
+    others_matter = _reaches_others(out, sources)
+    create_graph = depth > 0 or (recording and (linked or others_matter))
+    wanted = _leading_to({id(source) for source in sources}, [out]) if others_matter else None
+    return Evaluation(out, sources, specs, wanted, create_graph)
 
 
-def _reaches_others(out: Array, sources: list) -> bool:
+def zeros_of(spec: Spec) -> Array:
+    """Return zeros of a shape and dtype, on a device."""
+    return asarray(np.zeros(spec.shape, spec.dtype), device=spec.device)
+
+
+def jvp(
+    f: Callable[..., Array], primals: Sequence[Array], tangents: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Evaluate ``f`` and return its result with the derivative along a direction.
+
+    Parameters
+    ----------
+    f
+        A function from arrays to one array.
+    primals
+        Where to evaluate it: a tuple, one array for each argument.
+    tangents
+        The direction: for each primal an array of its shape and dtype.
+
+    Returns
+    -------
+    out : Array
+        ``f(*primals)``.
+    tangent : Array
+        The sum over inputs of Jacobian times tangent; of the result's shape and dtype. Zeros if
+        the result does not depend on the primals.
+
+    Raises
+    ------
+    ShapeError
+        If primals and tangents do not fit together.
+
+    Notes
+    -----
+    Ops declare one derivative, ``vjp``, which multiplies by the transposed Jacobian and is linear
+    in the gradient that it is given. Its own transpose, which is the ``vjp`` of the ``vjp``,
+    multiplies by the Jacobian itself: exactly, not by differences. So the cost is that of ``f``,
+    one backward pass and another one through that, whatever the number of inputs, and the memory
+    of a tape of both: 2 to 3 times ``f``'s time for networks (LeNet 2.2), 5 where each op takes
+    microseconds. J. Townsend, "A new trick for calculating Jacobian vector products" (2017).
+    A `custom_vjp` whose rule is not linear in ``grad_out`` has no such transpose: then the rule's
+    derivative at 0 is used.
+
+    Examples
+    --------
+    >>> jvp(lambda x, y: x * y, (asarray(2.0), asarray(3.0)), (asarray(1.0), asarray(10.0)))
+    (Array(6., dtype=float32), Array(23., dtype=float32))
+    """
+    primals, tangents = _checked_tangents(primals, tangents)
+    run = evaluate("jvp", f, primals, tangents)
+    return run.visible_out, run.pushforward()(tangents)
+
+
+def _checked_tangents(primals: Any, tangents: Any) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    for name, given in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(given, (tuple, list)):
+            raise TypeError(
+                f"jvp: {name} must be a tuple with one array for each argument of the function, "
+                f"got {type(given).__name__}; a single one is passed as (x,)"
+            )
+    if len(primals) != len(tangents):
+        raise ShapeError(f"jvp: {len(primals)} primals need as many tangents, got {len(tangents)}")
+    primals = tuple(x if isinstance(x, Array) else asarray(x) for x in primals)
+    tangents = tuple(
+        t if isinstance(t, Array) else asarray(t, dtype=x.dtype, device=x.device)
+        for x, t in zip(primals, tangents, strict=True)
+    )
+    for k, (x, t) in enumerate(zip(primals, tangents, strict=True)):
+        if x.spec != t.spec:
+            raise ShapeError(
+                f"jvp: tangents[{k}] has shape {t.shape}, dtype {t.dtype} on {t.device!r}; "
+                f"primals[{k}] has shape {x.shape}, dtype {x.dtype} on {x.device!r}"
+            )
+    return primals, tangents
+
+
+def _reaches_others(out: Array, sources: Sequence) -> bool:
     """Say whether a result depends on a leaf that is not among the sources."""
     seen = {id(source) for source in sources}
     found = [out if out._node is None else out._node] if out.requires_grad else []
@@ -395,6 +663,27 @@ class _Transforms(threading.local):
 _transforms = _Transforms()
 
 
+def of_arguments(
+    name: str, f: Callable, argnums: int | Sequence[int], args: tuple, kwargs: dict[str, Any]
+) -> tuple[Callable[..., Array], tuple[Array, ...]]:
+    """Return ``f`` as a function of some of its arguments, the others fixed; and those."""
+    wanted = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    for position in wanted:
+        if not -len(args) <= position < len(args):
+            raise TypeError(
+                f"{name}: argnums names argument {position}, but {len(args)} were given"
+            )
+    positions = [position % len(args) for position in wanted]
+
+    def of_wanted(*chosen: Array) -> Array:
+        full = list(args)
+        for position, value in zip(positions, chosen, strict=True):
+            full[position] = value
+        return f(*full, **kwargs)
+
+    return of_wanted, tuple(args[position] for position in positions)
+
+
 def value_and_grad(f: Callable[..., Array], argnums: int | Sequence[int] = 0) -> Callable:
     """Return a function that gives ``f``'s value and its gradient.
 
@@ -417,24 +706,11 @@ def value_and_grad(f: Callable[..., Array], argnums: int | Sequence[int] = 0) ->
     >>> value.item(), slope.item()
     (8.0, 12.0)
     """
-    wanted = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     @functools.wraps(f)
     def differentiated(*args, **kwargs):
-        for position in wanted:
-            if not -len(args) <= position < len(args):
-                raise TypeError(
-                    f"grad: argnums names argument {position}, but {len(args)} were given"
-                )
-        positions = [position % len(args) for position in wanted]
-
-        def of_wanted(*chosen):
-            full = list(args)
-            for position, value in zip(positions, chosen, strict=True):
-                full[position] = value
-            return f(*full, **kwargs)
-
-        value, pullback = vjp(of_wanted, *(args[position] for position in positions))
+        of_wanted, primals = of_arguments("grad", f, argnums, args, kwargs)
+        value, pullback = vjp(of_wanted, *primals)
         if value.size != 1:
             raise ShapeError(f"grad: the function must return a scalar, got shape {value.shape}")
         grads = pullback()
@@ -462,12 +738,23 @@ def grad(f: Callable[..., Array], argnums: int | Sequence[int] = 0) -> Callable:
 
 
 __all__ = [
+    "Evaluation",
     "Node",
+    "Region",
     "Spec",
+    "as_it_was",
     "backward",
     "enable_grad",
+    "evaluate",
     "grad",
+    "jvp",
     "no_grad",
+    "observer",
+    "of_arguments",
+    "record",
+    "region",
+    "tape",
     "value_and_grad",
     "vjp",
+    "zeros_of",
 ]

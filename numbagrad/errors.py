@@ -38,6 +38,10 @@ class GraphError(RuntimeError):
     """A gradient asked of a graph that cannot give it."""
 
 
+class NonFiniteError(ArithmeticError):
+    """The first NaN or infinity, found by ``detect_anomaly``."""
+
+
 class TraceError(RuntimeError):
     """A traced function that needs a value which exists only when it runs."""
 

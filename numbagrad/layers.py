@@ -158,10 +158,12 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 class _Calling(threading.local):
-    """Which call of a model this thread is in."""
+    """The calls of modules that this thread is in, and who is told of each layer's output."""
 
-    outermost: Module | None = None
-    observer: Callable[[Module, Any], None] | None = None  # told of each layer's output
+    observer: Callable[[Module, Any], None] | None = None
+
+    def __init__(self):
+        self.modules: list[Module] = []  # the outermost first
 
 
 _calling = _Calling()
@@ -186,17 +188,15 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return ``forward(...)``; an error on the way names the layer that it comes from."""
-        outermost = _calling.outermost is None
-        if outermost:
-            _calling.outermost = self
+        modules = _calling.modules
+        modules.append(self)
         try:
             out = self.forward(*args, **kwargs)
         except Exception as error:
-            _name_layer(error, self, _calling.outermost)
+            _name_layer(error, self, modules[0])
             raise
         finally:
-            if outermost:
-                _calling.outermost = None
+            modules.pop()
         if _calling.observer is not None:
             _calling.observer(self, out)
         return out
@@ -229,16 +229,7 @@ class Module:
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """Yield this module (named ``""``) and all inside it, each once, outer before inner."""
-        seen: set[int] = set()
-
-        def walk(prefix: str, module: Module) -> Iterator[tuple[str, Module]]:
-            if id(module) not in seen:
-                seen.add(id(module))
-                yield prefix, module
-                for name, child in module.named_children():
-                    yield from walk(_joined(prefix, name), child)
-
-        yield from walk("", self)
+        yield from _walk("", self, set())
 
     def modules(self) -> Iterator[Module]:
         """Yield this module and all inside it."""
@@ -451,6 +442,15 @@ class Module:
                 yield f"{name}={value!r}"
 
 
+# Not a function inside `named_modules`: one that calls itself there is a reference cycle.
+def _walk(prefix: str, module: Module, seen: set[int]) -> Iterator[tuple[str, Module]]:
+    if id(module) not in seen:
+        seen.add(id(module))
+        yield prefix, module
+        for name, child in module.named_children():
+            yield from _walk(_joined(prefix, name), child, seen)
+
+
 def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
@@ -459,15 +459,25 @@ def _name_layer(error: Exception, module: Module, outermost: Module) -> None:
     """Put the layer that an error comes from in front of its message, once."""
     if hasattr(error, "layer"):
         return
-    path = next((n for n, inner in outermost.named_modules() if inner is module), "")
-    error.layer = path
-    what = type(module).__name__ if any(module.named_children()) else repr(module)
-    where = f"in layer {path!r} ({what})" if path else f"in {what}"
+    error.layer, where = _place(module, outermost)
     kinds = (ValueError, TypeError, RuntimeError, IndexError)
     if isinstance(error, kinds) and len(error.args) == 1:
         error.args = (f"{where}: {error.args[0]}",)
     else:
         error.add_note(where)
+
+
+def _place(module: Module, outermost: Module) -> tuple[str, str]:
+    """Return a module's path inside another, and in words where it is."""
+    path = next((n for n, inner in outermost.named_modules() if inner is module), "")
+    what = type(module).__name__ if any(module.named_children()) else repr(module)
+    return path, f"in layer {path!r} ({what})" if path else f"in {what}"
+
+
+def running_layer() -> tuple[str, str] | None:
+    """Return path and description of the layer whose ``forward`` this thread runs, if any."""
+    modules = _calling.modules
+    return _place(modules[-1], modules[0]) if modules else None
 
 
 def one_array(module: Module, out: Any) -> Array:

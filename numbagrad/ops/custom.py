@@ -1,4 +1,4 @@
-"""`custom_op`: a user's own kernels as an op like any other."""
+"""A user's own kernels as an op like any other, and a user's own gradient of a function."""
 
 from __future__ import annotations
 
@@ -12,9 +12,21 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from ..array import Array, Spec
-from ..dispatch import Call, Op, Split, Views, apply, register, registry
+from ..autodiff import no_grad, record
+from ..dispatch import (
+    Call,
+    Op,
+    Split,
+    Views,
+    apply,
+    not_an_array,
+    register,
+    registry,
+    state,
+)
 from ..errors import nearest
 from ..jit import SETTLED, function_of, is_settled, njit, references
+from .shaping import reshape
 
 #: Packages whose functions nobody defines again in a notebook.
 _SETTLED = (*SETTLED, "numbagrad")
@@ -187,7 +199,11 @@ def _check_signatures(op: Op, kernel: Callable, params: tuple[str, ...]) -> None
             f"{op.name}: the CPU kernel's arguments must be {', '.join((*inputs, *params, 'out'))} "
             f"(as infer names inputs and parameters), got {', '.join(taken)}"
         )
-    known = (*inputs, "out", *params, "needs", "specs")
+    _check_vjp(op, params)
+
+
+def _check_vjp(op: Op, params: tuple[str, ...]) -> None:
+    known = (*op.input_names, *op.outputs, *params, "needs", "specs")
     for name in op.vjp_needs:
         if name not in known:
             raise TypeError(f"{op.name}: vjp asks for {name!r}; {nearest(name, known)}")
@@ -203,4 +219,95 @@ def _views(call: Call) -> Views:
     return Views(tuple(spec.shape for spec in call.inputs), (out.shape,), scalars)
 
 
-__all__ = ["CustomOp", "custom_op"]
+# ------------------------------------------------------- one's own gradient
+
+
+def custom_vjp(
+    f: Callable[..., Any], vjp: Callable[..., Any], *, outputs: Sequence[str] = ("out",)
+) -> Callable[..., Array]:
+    """Return ``f`` with a gradient of your own in place of that of the ops it is made of.
+
+    Parameters
+    ----------
+    f
+        A function of ops. Its positional parameters are the arrays to be differentiated by, its
+        keyword-only ones anything else. The tape sees nothing of what it does: arrays that it
+        uses besides get no gradient.
+    vjp
+        ``vjp(grad_out, ...)`` returns the gradient of each input, None for one that has none, in a
+        tuple if there are several inputs. It is written with ops, so it can be differentiated
+        again, and names what it needs: inputs, outputs, ``f``'s keywords, ``needs`` (whether each
+        gradient is asked for) and ``specs`` (shape and dtype of each input).
+    outputs
+        The names of what ``f`` returns, if that is a tuple. The first is the result; the others
+        are kept for ``vjp``.
+
+    Returns
+    -------
+    callable
+        With ``f``'s arguments; returns its (first) result.
+
+    Raises
+    ------
+    TypeError
+        If ``vjp`` asks for something unknown, or ``f`` does not return the outputs.
+    GraphError, ShapeError
+        In ``backward``, if ``vjp`` returns another number of gradients than there are inputs, or
+        one of another shape or dtype than its input.
+
+    Examples
+    --------
+    >>> from numbagrad.array import asarray
+    >>> from numbagrad.ops import exp, log
+    >>> softplus = custom_vjp(  # exp(100) is infinity, and its gradient would be NaN
+    ...     lambda x: log(1.0 + exp(x)), lambda grad_out, x: grad_out / (1.0 + exp(-x))
+    ... )
+    >>> x = asarray([0.0, 100.0], requires_grad=True)
+    >>> softplus(x).sum().backward()
+    >>> x.grad
+    Array([0.5, 1. ], dtype=float32)
+    """
+    name = getattr(f, "__name__", type(f).__name__)
+    op = Op(name, f, None, vjp, outputs=tuple(outputs))
+    signature = inspect.signature(f)
+    taken = signature.parameters.values()
+    params = tuple(
+        parameter.name for parameter in taken if parameter.kind is parameter.KEYWORD_ONLY
+    )
+    if not op.input_names:
+        raise TypeError(f"custom_vjp: {name} must take at least one array")
+    _check_vjp(op, params)
+
+    @functools.wraps(f, updated=())
+    def with_own_gradient(*arrays: Array, **given: Any) -> Array:
+        bound = signature.bind(*arrays, **given)
+        bound.apply_defaults()
+        for parameter, x in zip(_endless(op.input_names), bound.args, strict=False):
+            if not isinstance(x, Array):
+                raise not_an_array(name, parameter, x)
+        with no_grad():
+            returned = f(*bound.args, **bound.kwargs)
+            results = returned if isinstance(returned, tuple) else (returned,)
+            if len(results) != len(outputs) or not all(isinstance(x, Array) for x in results):
+                kinds = ", ".join(type(x).__name__ for x in results)
+                raise TypeError(
+                    f"{name}: must return {len(outputs)} Array{'s' * (len(outputs) > 1)} "
+                    f"({', '.join(outputs)}), got {kinds or 'nothing'}"
+                )
+            # Another object: it may be an input, and it is given a node.
+            results = (reshape(results[0], results[0].shape), *results[1:])
+        if state.recording and any(x.requires_grad for x in bound.args):
+            record(op, bound.args, results, bound.kwargs)
+        return results[0]
+
+    return with_own_gradient
+
+
+def _endless(names: tuple[str, ...]) -> Iterator[str]:
+    """Yield the inputs' names; the last one again and again if it stands for any number."""
+    yield from names
+    while names[-1].startswith("*"):
+        yield names[-1]
+
+
+__all__ = ["CustomOp", "custom_op", "custom_vjp"]
