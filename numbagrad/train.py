@@ -202,7 +202,8 @@ def _split_off(dataset: Any, share: float, seed: int) -> tuple[Any, Any]:
             f"fit: validation_split must be a share, such as 0.1, that leaves some of the "
             f"{count:,} images on both sides; got {share!r}"
         )
-    keys = np.random.Philox(key=[seed, 2**64 - 1]).random_raw(count)  # of no epoch
+    key = np.array([seed, 2**64 - 1], np.uint64)  # no epoch has this number
+    keys = np.random.Philox(key=key).random_raw(count)
     order = np.argsort(keys, kind="stable")
     parts = np.sort(order[round(share * count) :]), np.sort(order[: round(share * count)])
     rest, held = ((loader.images[part], loader.labels[part]) for part in parts)
