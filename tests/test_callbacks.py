@@ -34,7 +34,10 @@ def small_model(seed=0):
     return Sequential(Flatten(), Linear(64, 32), ReLU(), Linear(32, 10))
 
 
-def quick(model=None, train=TRAIN.take(300), test=TEST, **options):
+FEW = TRAIN.take(300)
+
+
+def quick(model=None, train=FEW, test=TEST, **options):
     options = {"epochs": 2, "batch_size": 128, "lr": 0.01, "progress": False} | options
     model = model or small_model()
     return model, fit(model, train, test, **options)
@@ -81,7 +84,7 @@ def test_a_validation_split_is_the_seed_s():
     with pytest.raises(ValueError, match="give test or validation_split, not both"):
         quick(validation_split=0.1)
     for share in (1.0, -0.1, 1e-6, "a"):
-        with pytest.raises(ValueError, match="validation_split must be a share, such as 0.1"):
+        with pytest.raises(ValueError, match=r"validation_split must be a share, such as 0\.1"):
             quick(test=None, validation_split=share)
 
 
