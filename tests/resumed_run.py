@@ -22,7 +22,7 @@ def model_and_options():
     ng.random.seed(3)
     own = ng.random.Generator(5)
     model = Sequential(
-        Flatten(), Linear(64, 24), BatchNorm1d(24), ReLU(), Dropout(0.2), Linear(24, 10),
+        Flatten(), Linear(64, 40), BatchNorm1d(40), ReLU(), Dropout(0.2), Linear(40, 10),
         Dropout(0.1),
     )  # fmt: skip
     model.generator = own  # a state of the model's, drawn from by the loss below

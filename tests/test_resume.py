@@ -262,8 +262,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, place):
         patch.setattr(os, place, Failing(getattr(os, place), errno.ENOSPC))
         with pytest.raises(
             OSError,
-            match=r"not written; the one before is as it was \(No space left on device\): free some "
-            r"space on that disk: '.*safetensors'",
+            match=r"not written; the one before is as it was \(No space left on device\): free "
+            r"some space on that disk: '.*safetensors'",
         ) as raised:
             run(tmp_path, resume=True, epochs=2, schedule=None)
     assert raised.value.errno == errno.ENOSPC
@@ -280,7 +280,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_any_step(tmp_path, monk
             steps.append(run.steps)
 
     for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
-        with pytest.raises(OSError, match="no checkpoint can be written .*a file is in the place"):
+        with pytest.raises(OSError, match=r"no checkpoint can be written .*a file is in the place"):
             run(folder, Steps())
     monkeypatch.setattr(Path, "write_bytes", Failing(None, errno.EACCES))
     with pytest.raises(PermissionError, match="choose a folder that you may write to"):
