@@ -298,6 +298,9 @@ def test_ctrl_c_returns_the_history():
     assert history.stopped == "interrupted"
     assert not model.training
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    history = quick(epochs=9, callbacks=[Press(2)])[1]
+    assert history.epochs == []
+    assert math.isnan(history.test_accuracy)
     with pytest.raises(KeyboardInterrupt):
         quick(epochs=9, callbacks=[Press(2, times=2)])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -71,8 +71,8 @@ class History:
 
     @property
     def test_accuracy(self) -> float:
-        """The accuracy on the test set after the last epoch."""
-        return self.epochs[-1].test_accuracy
+        """The accuracy on the test set after the last epoch; NaN where there is none."""
+        return self.epochs[-1].test_accuracy if self.epochs else math.nan
 
     def __repr__(self) -> str:
         seconds = sum(epoch.seconds for epoch in self.epochs)

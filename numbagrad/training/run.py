@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 import signal
 import threading
@@ -214,7 +215,7 @@ class Run:
                 metrics=self._metrics,
             )
             values = {metric.name: metric.value for metric in self._metrics}
-            metrics = {name: x for name, x in values.items() if isinstance(x, (int, float))}
+            metrics = {name: float(x) for name, x in values.items() if isinstance(x, numbers.Real)}
         speed = meter.images / meter.seconds
         epoch = Epoch(number, meter.loss, meter.accuracy, *tested, meter.seconds, speed, metrics)
         self.history.epochs.append(epoch)
