@@ -93,6 +93,8 @@ def test_wrong_kinds_are_refused():
         quick(metrics=["f1"])
     with pytest.raises(TypeError, match=r"such as numbagrad.train.EarlyStopping\(patience=3\)"):
         quick(callbacks=[print])
+    with pytest.raises(ValueError, match=r"each metric needs a name of its own.*'f1'"):
+        quick(metrics=[F1(), TopK(2), F1()])
     with pytest.raises(ValueError, match="metrics are measured on a test set"):
         quick(test=None, metrics=[F1()])
 
@@ -309,12 +311,13 @@ def test_ctrl_c_returns_the_history():
 # ------------------------------------------------------ search, and schedules
 
 
-def test_the_search_finds_a_rate_and_leaves_no_trace(monkeypatch):
+@BOTH
+def test_the_search_finds_a_rate_and_leaves_no_trace(compile):
     model = small_model()
     optimizer = ng.optim.Adam(model.parameters(), lr=0.25)
     ng.random.uniform(3)
     before, moments = model.state_dict(), optimizer.state_dict()
-    found = find_lr(model, TRAIN, optimizer=optimizer, highest=1e3, steps=60)
+    found = find_lr(model, TRAIN, optimizer=optimizer, highest=1e3, steps=60, compile=compile)
     assert 1e-3 < found.suggestion < 0.5
     assert len(found.lrs) < 60  # it exploded
     for name, value in (model.state_dict() | optimizer.state_dict()).items():

@@ -45,6 +45,7 @@ class Checkpoint(Callback):
 
     Files are written under another name and renamed when they are on the disk: at any moment there
     is a whole one. What a ``transform`` remembers is not in it: make it a function of its images.
+    To go on in the middle of an epoch, the loader walks the batches before that once more.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from .. import data, ops
 from ..array import Array, asarray
 from ..errors import DataError, ShapeError, TraceError, whole_number
 from ..layers import Module, as_numpy, one_array
+from .history import Epoch
 from .metrics import Accuracy, Metric
 from .step import Health, Loss
 
@@ -29,7 +30,7 @@ class Meter:
         To be updated with every batch.
     """
 
-    def __init__(self, where: str, lr: float | None = None, metrics: Iterable[Metric] = ()):
+    def __init__(self, where: str, lr: float | None = None, metrics: Sequence[Metric] = ()):
         self._where, self._lr, self._metrics = where, lr, list(metrics)
         self._waiting: list[tuple[Array, Array, Health, Array]] = []
         self._accuracy = Accuracy()
@@ -125,7 +126,7 @@ def evaluate(
     batch_size: int = 500,
     *,
     loss: Loss = ops.softmax_cross_entropy,
-    metrics: Iterable[Metric] = (),
+    metrics: Sequence[Metric] = (),
 ) -> tuple[float, float]:
     """Return the mean loss and the accuracy (0 to 1) of a model on a data set.
 
@@ -207,7 +208,7 @@ def device_of(model: Module) -> str:
 
 
 def require_kinds(
-    function: str, model: Module, loss: Loss | None = None, metrics: Iterable[Metric] = ()
+    function: str, model: Module, loss: Loss | None = None, metrics: Sequence[Metric] = ()
 ) -> None:
     """Refuse what is no model, loss or metric."""
     if not isinstance(model, Module):
@@ -224,6 +225,13 @@ def require_kinds(
             raise TypeError(
                 f"{function}: metrics must be objects such as numbagrad.train.F1(), got {metric!r}"
             )
+    names = [metric.name for metric in metrics]
+    taken = {name for name in names if names.count(name) > 1 or name in Epoch.__dataclass_fields__}
+    if taken:
+        raise ValueError(
+            f"{function}: each metric needs a name of its own, got two called {min(taken)!r}; set "
+            "the name of one of them"
+        )
 
 
 def check(model: Module, loader: data.DataLoader) -> None:
