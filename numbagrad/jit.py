@@ -101,14 +101,28 @@ def instead_of(wanted: Path, error: OSError) -> Path:
 _replaced: dict[Path, Path] = {}  # folders that cannot be written
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds the old content or the new, never half of one."""
+def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write a file so that a reader finds the old content or the new, never half of one.
+
+    ``durable`` waits until it is on the disk: then a power failure, too, leaves one of the two.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
+        if durable and os.name == "posix":  # elsewhere folders cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)  # the new name is a part of the folder
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong first is what to tell
+            temporary.unlink(missing_ok=True)
         raise
 
 

@@ -169,6 +169,16 @@ class _Calling(threading.local):
 _calling = _Calling()
 
 
+@contextmanager
+def observing(observer: Callable[[Module, Any], None]) -> Iterator[None]:
+    """Call ``observer(module, output)`` after each layer that this thread runs, inner first."""
+    outer, _calling.observer = _calling.observer, observer
+    try:
+        yield
+    finally:
+        _calling.observer = outer
+
+
 class Module:
     """The base of all layers and models.
 
@@ -403,18 +413,16 @@ class Module:
                 count = sum(x.size for x in fresh)
                 rows.append(LayerSummary(names[id(module)], repr(module), shape, count))
 
-        _calling.observer = observe
-        try:
-            self._dry_run((1, *input_shape), dtype)
-        except ShapeError as error:
-            rows.clear()
-            counted.clear()
+        with observing(observe):
             try:
-                self._dry_run(input_shape, dtype)  # perhaps it is a whole batch's
-            except ShapeError:
-                raise error from None
-        finally:
-            _calling.observer = None
+                self._dry_run((1, *input_shape), dtype)
+            except ShapeError as error:
+                rows.clear()
+                counted.clear()
+                try:
+                    self._dry_run(input_shape, dtype)  # perhaps it is a whole batch's
+                except ShapeError:
+                    raise error from None
         return Summary(rows)
 
     def __repr__(self) -> str:

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from . import ops
 from .array import Array, require_same_device
+from .autodiff import no_grad
 from .dispatch import apply_into
 from .layers import Buffer, Parameter, load_states
 from .ops.optimisation import ADAM_UPDATE, COUNT, MOMENTUM_UPDATE, SGD_UPDATE, assign
 
 LARGEST = float(np.finfo(np.float32).max)
+TINY = float(np.finfo(np.float32).tiny)
+
+Schedule = Callable[[float], float]
 
 
 class Optimizer:
@@ -263,6 +268,94 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay)
 
 
+# ---------------------------------------------------------------- gradients
+
+
+def clip_by_norm(params: Iterable[Parameter], max_norm: float) -> Array:
+    """Scale all gradients down together, so that their norm is ``max_norm`` at most.
+
+    The norm is the root of the sum of all their squares. Call it between ``backward`` and
+    ``step``; it may be compiled. Pascanu et al., "On the difficulty of training recurrent neural
+    networks" (ICML, 2013).
+
+    Parameters
+    ----------
+    params
+        Parameters; those without a gradient are left alone.
+    max_norm
+        Above 0.
+
+    Returns
+    -------
+    Array
+        The norm that the gradients had, a scalar.
+
+    Raises
+    ------
+    ValueError
+        If ``max_norm`` is not above 0, or no parameter has a gradient.
+
+    Examples
+    --------
+    >>> weight = Parameter([3.0, 4.0])
+    >>> weight.grad = weight * 1.0
+    >>> clip_by_norm([weight], 1.0).item(), weight.grad.numpy().round(3).tolist()
+    (5.0, [0.6000000238418579, 0.800000011920929])
+    """
+    max_norm = _above_zero("clip_by_norm", "max_norm", max_norm)
+    params = [param for param in params if param.grad is not None]
+    if not params:
+        raise ValueError("clip_by_norm: no parameter has a gradient; call backward() first")
+    with no_grad():
+        squares = [(param.grad * param.grad).sum() for param in params]
+        norm = squares[0]
+        for square in squares[1:]:
+            norm = norm + square.astype(norm.dtype)
+        norm = ops.sqrt(norm)
+        scale = ops.minimum(max_norm / ops.maximum(norm, TINY), 1.0)
+        for param in params:
+            param.grad = param.grad * scale.astype(param.dtype)
+    return norm
+
+
+def clip_by_value(params: Iterable[Parameter], bound: float) -> None:
+    """Limit each number of each gradient to ``-bound`` to ``bound``.
+
+    Call it between ``backward`` and ``step``; it may be compiled.
+
+    Parameters
+    ----------
+    params
+        Parameters; those without a gradient are left alone.
+    bound
+        Above 0.
+
+    Raises
+    ------
+    ValueError
+        If ``bound`` is not above 0.
+
+    Examples
+    --------
+    >>> weight = Parameter([3.0, -0.5])
+    >>> weight.grad = weight * 1.0
+    >>> clip_by_value([weight], 1.0)
+    >>> weight.grad.tolist()
+    [1.0, -0.5]
+    """
+    bound = _above_zero("clip_by_value", "bound", bound)
+    with no_grad():
+        for param in params:
+            if param.grad is not None:
+                param.grad = ops.minimum(ops.maximum(param.grad, -bound), bound)
+
+
+# ---------------------------------------------------------------- schedules
+#
+# A schedule, for ``numbagrad.train.fit``, is what to multiply the learning rate by, as a function
+# of how much of the training is done, 0 to 1.
+
+
 def cosine(progress: float) -> float:
     """Return half a cosine: 1 at the start (``progress`` 0), 0 at the end (1).
 
@@ -278,6 +371,99 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def step_decay(at: Sequence[float] = (0.5, 0.75), factor: float = 0.1) -> Schedule:
+    """Return a schedule that multiplies the learning rate by ``factor`` at each point of ``at``.
+
+    Examples
+    --------
+    >>> schedule = step_decay(at=(0.5, 0.75), factor=0.1)
+    >>> [round(schedule(progress), 3) for progress in (0.0, 0.49, 0.5, 0.9)]
+    [1.0, 1.0, 0.1, 0.01]
+    """
+    points = [_share("step_decay", "at", point) for point in at]
+    factor = _above_zero("step_decay", "factor", factor)
+
+    def schedule(progress: float) -> float:
+        return factor ** sum(progress >= point for point in points)
+
+    return schedule
+
+
+def warmup(share: float = 0.05, then: Schedule = cosine) -> Schedule:
+    """Return a schedule that rises from 0 in a line, and follows another after that.
+
+    Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (2017).
+
+    Parameters
+    ----------
+    share
+        How much of the training the rise takes, 0 to 1.
+    then
+        The schedule of the rest: it sees 0 to 1 as well.
+
+    Examples
+    --------
+    >>> schedule = warmup(0.2)
+    >>> [round(schedule(progress), 3) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    share = _share("warmup", "share", share)
+    if not callable(then):
+        raise ValueError(f"warmup: then must be a schedule, such as cosine, got {then!r}")
+
+    def schedule(progress: float) -> float:
+        if progress < share:
+            return progress / share
+        return then((progress - share) / (1 - share) if share < 1 else 1.0)
+
+    return schedule
+
+
+def one_cycle(peak: float = 0.3, start: float = 0.04, end: float = 1e-4) -> Schedule:
+    """Return a schedule that rises to 1 and falls below its start, both in half a cosine.
+
+    Smith and Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
+    Rates" (2018). The learning rate to give is the largest; `numbagrad.train.find_lr` finds it.
+
+    Parameters
+    ----------
+    peak
+        Where in the training the learning rate is largest, 0 to 1.
+    start, end
+        What it starts and ends with, as shares of the largest.
+
+    Examples
+    --------
+    >>> schedule = one_cycle(peak=0.25)
+    >>> [round(schedule(progress), 3) for progress in (0.0, 0.25, 0.625, 1.0)]
+    [0.04, 1.0, 0.5, 0.0]
+    """
+    peak = _share("one_cycle", "peak", peak)
+    start, end = _share("one_cycle", "start", start), _share("one_cycle", "end", end)
+
+    def schedule(progress: float) -> float:
+        if progress < peak:
+            return start + (1 - start) * (1 - cosine(progress / peak))
+        return end + (1 - end) * cosine((progress - peak) / (1 - peak) if peak < 1 else 1.0)
+
+    return schedule
+
+
+# ------------------------------------------------------------------- checks
+
+
+def _share(where: str, name: str, value: float) -> float:
+    if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise ValueError(f"{where}: {name} must be from 0 to 1, got {value!r}")
+    return float(value)
+
+
+def _above_zero(where: str, name: str, value: float) -> float:
+    if not isinstance(value, numbers.Real) or not 0 < value <= LARGEST:
+        raise ValueError(f"{where}: {name} must be above 0 and finite in float32, got {value!r}")
+    return float(value)
+
+
 def _at_least_zero(optimizer: Optimizer, name: str, value: float) -> float:
     if not isinstance(value, numbers.Real) or not 0 <= value <= LARGEST:
         raise ValueError(
@@ -287,4 +473,15 @@ def _at_least_zero(optimizer: Optimizer, name: str, value: float) -> float:
     return float(value)
 
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "cosine"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "clip_by_norm",
+    "clip_by_value",
+    "cosine",
+    "one_cycle",
+    "step_decay",
+    "warmup",
+]

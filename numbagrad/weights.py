@@ -27,7 +27,8 @@ def save(
 ) -> None:
     """Write a model's weights to a file.
 
-    The file is complete or not there: it is written under another name and then renamed.
+    The file is complete or not there: it is written under another name and, when all of it is on
+    the disk, renamed.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ def save(
     # One entry: safetensors would write several in an order that changes from run to run.
     notes = {NOTES: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, safetensors.numpy.save(arrays, notes))
+    write_atomically(path, safetensors.numpy.save(arrays, notes), durable=True)
 
 
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -697,6 +697,29 @@ def test_dynamic_where_rows_are_as_long_as_the_batch():
         assert compiled(x, x).item() == pytest.approx(run(x, x).item(), rel=1e-5)
 
 
+def test_dynamic_where_the_batch_is_as_long_as_a_layer_is_wide():
+    """Then two constants of the step are one, which they are not for other batches."""
+    rng = np.random.default_rng(0)
+    shapes = (7, 24), (24,), (24, 10), (10,)
+    params = [ng.layers.Parameter(rng.normal(size=s).astype(np.float32)) for s in shapes]
+
+    def run(x, labels):
+        hidden = ng.relu(ng.linear(x, *params[:2]))
+        ng.softmax_cross_entropy(ng.linear(hidden, *params[2:]) * 1.5, labels).backward()
+        ng.optim.clip_by_norm(params, 1.0)
+        grads = [param.grad for param in params]
+        for param in params:
+            param.grad = None
+        return grads
+
+    compiled = ng.compile(run, dynamic=["batch"])
+    for rows in (24, 4):
+        x = ng.asarray(rng.normal(size=(rows, 7)).astype(np.float32))
+        labels = ng.asarray(rng.integers(0, 10, rows))
+        for mine, its in zip(compiled(x, labels), run(x, labels), strict=True):
+            np.testing.assert_allclose(mine.numpy(), its.numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_dynamic_where_the_first_axis_is_no_batch():
     run = ng.compile(lambda w, x: x @ w, dynamic=["batch"])
     w, x = np.ones((4, 6), np.float32), np.ones((6, 4), np.float32)

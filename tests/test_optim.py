@@ -219,3 +219,57 @@ def test_tiny_moments_become_zero(name, params):
         assert (kept.numpy()[:2] == 0).all()
     kept = ng.apply(dispatch.registry[name], *inputs, **params)[1].numpy()
     np.testing.assert_allclose(kept[2:], 0.9 * moment.numpy()[2:], rtol=1e-6)
+
+
+# ------------------------------------------------- clipping, and schedules
+
+
+def test_clipping_leaves_gradients_of_other_dtypes_theirs():
+    params = [Parameter(np.ones(2, dtype)) for dtype in (np.float32, np.float64)]
+    params.append(Parameter([1.0]))  # has no gradient
+    for param in params[:2]:
+        param.grad = param * 3.0
+    norm = ng.optim.clip_by_norm(params, 3.0)
+    assert norm.item() == pytest.approx(6)
+    for param in params[:2]:
+        assert param.grad.dtype == param.dtype
+        np.testing.assert_allclose(param.grad.numpy(), [1.5, 1.5], rtol=1e-6)
+    params[0].grad = params[0] * 0.0
+    ng.optim.clip_by_norm(params[:1], 1.0)
+    assert params[0].grad.tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="no parameter has a gradient; call backward"):
+        ng.optim.clip_by_norm(params[2:], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "corners"),
+    [
+        (ng.optim.cosine, {0: 1, 0.5: 0.5, 1: 0}),
+        (ng.optim.step_decay(at=(0.25, 0.5), factor=0.5), {0: 1, 0.25: 0.5, 0.5: 0.25, 1: 0.25}),
+        (ng.optim.warmup(0.5, lambda progress: 1.0), {0: 0, 0.25: 0.5, 0.5: 1, 1: 1}),
+        (ng.optim.warmup(0.0), {0: 1, 1: 0}),
+        (ng.optim.warmup(1.0), {0: 0, 0.5: 0.5, 1: 0}),
+        (ng.optim.one_cycle(0.5, 0.1, 0.01), {0: 0.1, 0.25: 0.55, 0.5: 1, 1: 0.01}),
+        (ng.optim.one_cycle(0.0, 0.1, 0.01), {0: 1, 1: 0.01}),
+        (ng.optim.one_cycle(1.0, 0.1, 0.01), {0: 0.1, 1: 0.01}),
+    ],
+)
+def test_schedules(schedule, corners):
+    for progress, value in corners.items():
+        assert schedule(progress) == pytest.approx(value, abs=1e-12)
+    assert all(0 <= schedule(progress) <= 1 for progress in np.linspace(0, 1, 101))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ng.optim.step_decay(at=(2,)), "step_decay: at must be from 0 to 1, got 2"),
+        (lambda: ng.optim.step_decay(factor=0), "step_decay: factor must be above 0"),
+        (lambda: ng.optim.warmup(-1), "warmup: share must be from 0 to 1, got -1"),
+        (lambda: ng.optim.warmup(0.1, "cosine"), "warmup: then must be a schedule"),
+        (lambda: ng.optim.one_cycle(peak=5), "one_cycle: peak must be from 0 to 1, got 5"),
+    ],
+)
+def test_schedules_say_what_would_fit(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

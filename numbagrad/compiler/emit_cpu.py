@@ -56,11 +56,14 @@ class General:
         The numbers that depend on the batch: a name for each place among the pieces.
     text
         The text with these names in their places.
+    slots
+        How many slots of `memory` come before those of the numbers.
     """
 
     pieces: list[str]
     named: dict[int, str]
     text: str
+    slots: int
 
 
 def _name_of(numbers: Sequence[str], batches: Sequence[int], count: int) -> str:
@@ -127,6 +130,8 @@ class Source:
         texts = [_NUMBERS.split(other.text) for other in others]
         if any(pieces[::2] != other[::2] for other in texts):
             return
+        if any(len(self.slots) != len(other.slots) for other in others):
+            return  # here the batch is as long as something else, and they share a constant
         names: dict[tuple[str, ...], str] = {}  # what a number is in all: its name
         named: dict[int, str] = {}  # the places of these numbers among the pieces
         for k in range(1, len(pieces), 2):
@@ -148,12 +153,13 @@ class Source:
                 if re.search(rf"\b{name}\b", body)
             ]
             functions[k] = head + here + "".join(lines) + body
-        self._take(General(pieces, named, "\n@njit\n".join(functions)), values)
+        general = General(pieces, named, "\n@njit\n".join(functions), len(self.slots))
+        self._take(general, values)
 
     def follow(self, general: General) -> bool:
         """Take over a source that serves any batch, if this is the same but for those numbers."""
         pieces = _NUMBERS.split(self.text)
-        if pieces[::2] != general.pieces[::2]:
+        if pieces[::2] != general.pieces[::2] or len(self.slots) != general.slots:
             return False
         found: dict[str, str] = {}
         for k in range(1, len(pieces), 2):

@@ -8,6 +8,7 @@ alone: not on the device, and not on the threads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,17 @@ class Generator:
                 for value in (self._seed, 0)
             )
         return self._states[device]
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the seed, and the number of draws so far on each device used."""
+        draws = {device: int(call.numpy()[0]) for device, (_, call) in self._states.items()}
+        return {"seed": self._seed} | draws
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from a state that `state_dict` returned."""
+        self.seed(state["seed"])
+        for device in state.keys() - {"seed"}:
+            assign(self.state(device)[1], np.array([state[device]]))
 
     def draw(self, op: Op, device: str, *inputs: Array, **params: Any) -> Any:
         """Run a random op on ``inputs`` and this generator's state; then count the draw."""
