@@ -834,12 +834,28 @@ def _tile_functions(tile, kind_a, kind_b):
     warps = across // lanes
 
     @device
+    def tile_of_block(height, width):
+        """Return the first row and column of this block's tile, and the number of its matrix.
+
+        Matrices have height x width elements.
+        """
+        high, wide = (height + rows - 1) // rows, (width + columns - 1) // columns  # in tiles
+        block = cuda.blockIdx.x
+        return block // wide % high * rows, block % wide * columns, block // (wide * high)
+
+    @device
     def place():
         """Return the first row and column of this thread in the tile."""
         t = cuda.threadIdx.x
         lane, warp = t % (4 * lanes), t // (4 * lanes)
         row = warp // warps * 4 + lane // lanes
         return row * 4, (warp % warps * lanes + lane % lanes) * 4
+
+    @device
+    def clear(acc):
+        for i in range(thread_rows):
+            for j in range(thread_columns):
+                acc[i, j] = 0
 
     @device
     def multiply_once(tile_a, first_a, tile_b, first_b, acc):
@@ -905,7 +921,7 @@ def _tile_functions(tile, kind_a, kind_b):
 
     copy_a = _copying(kind_a, rows, depth, pitch_a, threads)
     copy_b = _copying(kind_b, columns, depth, pitch_b, threads)
-    return place, copy_a, copy_b, multiply, store
+    return tile_of_block, place, clear, copy_a, copy_b, multiply, store
 
 
 ALONG, ACROSS, WIDE = range(3)  # how an operand lies: see _copying
@@ -963,7 +979,8 @@ def _matmul_forward(tile, kind_a, kind_b):
     rows, columns, depth, thread_rows, thread_columns = tile
     step_a, step_b = depth * (rows + PADDING), depth * (columns + PADDING)
     size_a, size_b = 2 * step_a, 2 * step_b
-    place, copy_a, copy_b, multiply, store = _tile_functions(tile, kind_a, kind_b)
+    functions = _tile_functions(tile, kind_a, kind_b)
+    tile_of_block, place, clear, copy_a, copy_b, multiply, store = functions
 
     @cuda.jit(**TWO_BLOCKS)
     def _matmul_forward(
@@ -978,13 +995,7 @@ def _matmul_forward(tile, kind_a, kind_b):
         tile_b = cuda.shared.array(size_b, a.dtype, alignment=ALIGNMENT)
         acc = cuda.local.array((thread_rows, thread_columns), a.dtype)
         i, j = place()
-        wide, high = (width + columns - 1) // columns, (m + rows - 1) // rows  # in tiles
-        block = cuda.blockIdx.x
-        side, top, matrix = (
-            block % wide * columns,
-            block // wide % high * rows,
-            block // (wide * high),
-        )
+        top, side, matrix = tile_of_block(m, width)
         batch = out.size // (m * n) // pieces
         which, piece = matrix % batch, matrix // batch
         steps = (k + depth - 1) // depth
@@ -999,9 +1010,7 @@ def _matmul_forward(tile, kind_a, kind_b):
         if b.size > k * n:
             at_b += which * k * n
         count_i, count_j = np.int32(m - top), np.int32(width - side)
-        for p in range(thread_rows):
-            for q in range(thread_columns):
-                acc[p, q] = 0
+        clear(acc)
         rest = np.int32(k - step * depth)  # of the sum, when the next step is copied
         half = np.int32(0)
         for now in range(np.int32(step - 1), np.int32(last)):
@@ -1394,7 +1403,7 @@ def _convolution(tile, kind_b, is_spread):
     threads = tile.threads
     step_a, step_b = depth * (rows + PADDING), depth * (columns + PADDING)
     size_a, size_b = 2 * step_a, 2 * step_b
-    place, _, copy_b, multiply, store = _tile_functions(tile, ALONG, kind_b)
+    tile_of_block, place, clear, _, copy_b, multiply, store = _tile_functions(tile, ALONG, kind_b)
     copy_a = _copying_patches(tile, is_spread)
 
     @cuda.jit(**TWO_BLOCKS)
@@ -1418,13 +1427,7 @@ def _convolution(tile, kind_b, is_spread):
         i, j = place()
         channels, out_channels = groups * each, groups * width
         pixels = out.size // (pieces * out_channels)
-        wide, high = (width + columns - 1) // columns, (pixels + rows - 1) // rows  # in tiles
-        block = cuda.blockIdx.x
-        side, top, matrix = (
-            block % wide * columns,
-            block // wide % high * rows,
-            block // (wide * high),
-        )
+        top, side, matrix = tile_of_block(pixels, width)
         group, piece = matrix % groups, matrix // groups
         for row in range(cuda.threadIdx.x, rows, threads):
             pixel = top + row
@@ -1434,9 +1437,7 @@ def _convolution(tile, kind_b, is_spread):
             row_w[row] = pixel % places[1] * scale[1] + shift[1]
             if pixel >= pixels:
                 row_h[row] = -OUTSIDE
-        for p in range(thread_rows):
-            for q in range(thread_columns):
-                acc[p, q] = 0
+        clear(acc)
         taps = window[0] * window[1] * each
         steps = (taps + depth - 1) // depth
         step, last = piece * steps // pieces, (piece + 1) * steps // pieces
@@ -1623,7 +1624,7 @@ def _conv2d_backward_weight(tile, kind_b):
     step_a, step_b = depth * (rows + PADDING), depth * (columns + PADDING)
     size_a, size_b = 2 * step_a, 2 * step_b
     size_pixels = 2 * depth
-    place, _, copy_b, multiply, store = _tile_functions(tile, ACROSS, kind_b)
+    tile_of_block, place, clear, _, copy_b, multiply, store = _tile_functions(tile, ACROSS, kind_b)
 
     @device
     def find_pixels(step, end, extents, channels, places, stride, padding, at, h, w):
@@ -1675,13 +1676,7 @@ def _conv2d_backward_weight(tile, kind_b):
         i, j = place()
         channels, out_channels = groups * each, groups * width
         taps = window[0] * window[1] * each
-        wide, high = (width + columns - 1) // columns, (taps + rows - 1) // rows  # in tiles
-        block = cuda.blockIdx.x
-        side, top, matrix = (
-            block % wide * columns,
-            block // wide % high * rows,
-            block // (wide * high),
-        )
+        top, side, matrix = tile_of_block(taps, width)
         group, piece = matrix % groups, matrix // groups
         for row in range(cuda.threadIdx.x, rows, threads):
             tap = top + row
@@ -1690,9 +1685,7 @@ def _conv2d_backward_weight(tile, kind_b):
             tap_at[row] = (y * extents[1] + z) * channels + group * each + tap % each
             tap_h[row] = y if tap < taps else OUTSIDE
             tap_w[row] = z
-        for p in range(thread_rows):
-            for q in range(thread_columns):
-                acc[p, q] = 0
+        clear(acc)
         steps = (pixels + depth - 1) // depth
         step, last = piece * steps // pieces, (piece + 1) * steps // pieces
         at_b = step * depth * out_channels + group * width + side
