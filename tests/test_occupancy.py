@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.gpu.occupancy import Occupancy, occupancy
+from numbagrad.cuda_support import Occupancy, occupancy
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,5 @@ one after the other; see ``--help``. The files:
 ``results.py``   the machine, what was found, and the targets
 ``report.py``    tables, the README
 ``kernels.py``   what the compiler makes of each kernel, no GPU needed (``make gpu-report``)
-``occupancy.py`` how many blocks a multiprocessor holds
 ===============  =================================================================
 """

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from numba import types
 from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .occupancy import Occupancy, occupancy
+from numbagrad.cuda_support import Occupancy
 
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90": (9, 0)}
 TESTS = Path(__file__).resolve().parents[2] / "tests"
@@ -44,6 +45,8 @@ class Compiled:
         Instructions that compute with float64.
     vectors
         Loads and stores of several elements at once.
+    holds
+        What a multiprocessor holds of it.
     """
 
     name: str
@@ -54,10 +57,7 @@ class Compiled:
     spilled_bytes: int
     float64: int
     vectors: int
-
-    def occupancy(self, arch: str) -> Occupancy:
-        """Return how many of its blocks share a multiprocessor."""
-        return occupancy(self.threads, self.registers, self.shared_bytes, arch)
+    holds: Occupancy
 
 
 def compiled(part: int, parts: int, arch: str, pattern: str) -> list[Compiled]:
@@ -73,17 +73,19 @@ def compiled(part: int, parts: int, arch: str, pattern: str) -> list[Compiled]:
     found = []
     for kernel, signature in ordered[part::parts]:
         report = compile_offline(kernel, signature, ARCHITECTURES[arch])
-        text = str(signature).lower()
+        threads = max(launches.threads[kernel, signature])
+        dtypes = {str(each.dtype) for each in signature if isinstance(each, types.Array)}
         found.append(
             Compiled(
                 kernel.__name__.lstrip("_"),
-                next((dtype for dtype in FLOATS if f"array({dtype}" in text), "-"),
-                max(launches.threads[kernel, signature]),
+                next((dtype for dtype in FLOATS if dtype in dtypes), "-"),
+                threads,
                 report.registers,
                 report.shared_bytes,
                 report.spill_stores + report.spill_loads,
                 report.float64_instructions,
                 len(VECTOR.findall(report.ptx)),
+                report.occupancy(threads),
             )
         )
     return found
@@ -104,14 +106,13 @@ def table(found: Iterable[Compiled], arch: str) -> Table:
         out.add_column(head, justify="right", no_wrap=True)
     out.add_column("limited by", no_wrap=True)
     for (name, dtype), group in sorted(groups.items()):
-        most = min(group, key=lambda each: (each.occupancy(arch).warps, -each.registers))
-        holds = most.occupancy(arch)
+        most = min(group, key=lambda each: (each.holds.warps, -each.registers))
         stray = most.float64 if dtype != "float64" else 0
         out.add_row(
             name, dtype, str(len(group)), str(most.threads), str(most.registers),
             f"{most.shared_bytes:,}", _alarming(most.spilled_bytes), _alarming(stray),
-            str(max(each.vectors for each in group)), str(holds.blocks),
-            f"{holds.fraction:.0%}", holds.limit,
+            str(max(each.vectors for each in group)), str(most.holds.blocks),
+            f"{most.holds.fraction:.0%}", most.holds.limit,
         )  # fmt: skip
     return out
 
