@@ -161,16 +161,16 @@ class CPUExecutable(Executable):
             self._runner(function, region)
             for function, region in zip(functions, plan.regions, strict=True)
         ]
-        settled = [region for region in plan.regions if region.is_settled]
-        self._settled = len(settled)  # these come first
-        reads = {ref.buffer for region in settled for node in region.nodes for ref in node.inputs}
-        leaves = [leaf for _, leaf, _ in self._leaves]
-        #: What settled regions read, and its versions when they last ran.
-        self._read_by_settled = [
-            leaf for leaf in leaves
-            if isinstance(leaf, State) and any(buffer.leaf is leaf for buffer in reads)
-        ]  # fmt: skip
+        self._settled = [region.is_settled for region in plan.regions].count(True)  # the first ones
+        #: What these read, and its versions when they last ran.
+        self._read_by_settled = self._states_read_by(plan.regions[: self._settled])
         self._versions: list[int] | None = None
+
+    def _states_read_by(self, regions: list[Region]) -> list[State]:
+        refs = (ref for region in regions for node in region.nodes for ref in node.inputs)
+        read = {id(ref.buffer.leaf) for ref in refs}
+        leaves = (leaf for _, leaf, _ in self._leaves)
+        return [leaf for leaf in leaves if isinstance(leaf, State) and id(leaf) in read]
 
     def _place(self, slot: int, what: Buffer | np.ndarray | int) -> None:
         if isinstance(what, int):
