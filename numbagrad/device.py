@@ -302,47 +302,32 @@ class CUDA:
         from . import kernels_cuda
 
         self.support = cuda_support
+        self.memory = memory = cuda_support.memory()
         self.kernels = kernels_cuda
         self.is_simulator = cuda_support.SIMULATOR
-        self.stream = cuda_support.default_stream()
-        self.launch_arguments = (self.stream,)
+        self.launch_arguments = (memory.stream,)
+        self.allocator, self.from_host = memory.allocator, memory.from_host
+        self.rows, self.carve = memory.rows, memory.carve
+        self.copy, self.copy_into = memory.copy, memory.copy_into
+        self.capture, self.replay = memory.capture, memory.replay
         self._checks: list[Callable] = []
-
-    def allocator(self, shape, dtype):
-        return partial(self.support.empty, shape, dtype, self.stream)
 
     def workspace(self, wanted):
         """Return a function that gives a kernel's scratch arrays."""
         allocators = [self.allocator(*each) for each in wanted]
         return lambda: [new() for new in allocators]
 
-    def from_host(self, value: np.ndarray):
-        return self.support.to_device(value, self.stream)
-
     def to_host(self, data) -> np.ndarray:
         self._check_all()
-        return self._read(data)
+        return self.memory.to_host(data)
 
-    def _read(self, data) -> np.ndarray:
-        return self.support.to_host(data, self.stream)
+    @staticmethod
+    def reshape(data, shape):
+        return data.reshape(shape)
 
-    def reshape(self, data, shape):
-        return self.support.reshape(data, shape)
-
-    def flat(self, data):
-        return self.reshape(data, (data.size,))
-
-    def rows(self, data, start: int, stop: int):
-        return self.support.slice_rows(data, start, stop)
-
-    def carve(self, memory, start: int, shape, dtype: np.dtype):
-        return self.support.carve(memory, start, shape, dtype)
-
-    def copy(self, data):
-        return self.support.copy(data, self.stream)
-
-    def copy_into(self, target, source) -> None:
-        self.support.copy_into(target, source, self.stream)
+    @staticmethod
+    def flat(data):
+        return data.reshape((data.size,))
 
     def check(self, raise_bad_value: Callable) -> None:
         """Put the look at an error flag off to the next read: it makes the host wait."""
@@ -355,19 +340,19 @@ class CUDA:
         checks, self._checks = self._checks, []
         try:
             while checks:
-                checks.pop(0)(read=self._read)
+                checks.pop(0)(read=self.memory.to_host)
         finally:
             self._checks = checks  # after an error: those that the next read looks at
 
     def synchronize(self) -> None:
-        self.support.synchronize()
+        self.memory.synchronize()
         self._check_all()
 
     def cuda_array_interface(self, data) -> dict[str, Any]:
         if self.is_simulator:
             raise AttributeError("a simulated GPU's memory cannot be shared: use x.numpy()")
         self.synchronize()  # then others need not wait for our stream
-        return self.support.cuda_array_interface(data)
+        return data.__cuda_array_interface__
 
 
 @functools.cache

@@ -42,7 +42,6 @@ from .cuda_support import (
     load4,
     log,
     pow,
-    reshape,
     sqrt,
     store4,
     tanh,
@@ -1497,18 +1496,18 @@ def _convolve(image, weight, bias, relu, geometry, is_turned, groups, out, parts
     pixels = out.size // out.shape[3]
     tile = _tile_for(pixels, width, groups * pieces, out.dtype, MIDDLE)
     blocks = -(-pixels // tile.rows) * -(-width // tile.columns) * groups * pieces
-    target = reshape(out, (out.size,)) if pieces == 1 else parts
+    target = out.reshape((out.size,)) if pieces == 1 else parts
     wide_b = width % 4 == 0 and is_aligned(weight)
     kernel = _convolution(
         tile, ALONG if is_turned else WIDE if wide_b else ACROSS, geometry[-1] != (1, 1)
     )
-    args = reshape(image, (image.size,)), reshape(weight, (weight.size,))
+    args = image.reshape((image.size,)), weight.reshape((weight.size,))
     args += (bias, relu and pieces == 1, tuple(image.shape[1:3]), tuple(weight.shape[:2]))
     args += (*geometry, each, width, groups, tuple(out.shape[1:3]), pieces)
     is_wide = width % 4 == 0 and is_aligned(target)
     launch(kernel, blocks, tile.threads, stream, *args, is_wide, target)
     if pieces > 1:
-        flat = reshape(out, (out.size,))
+        flat = out.reshape((out.size,))
         _launch_flat(_add_pieces, out.size, stream, parts, bias, bias.size > 0, relu, flat)
 
 
@@ -1756,7 +1755,7 @@ def conv2d_backward_weight(
         return
     size = grad_weight.size
     pieces = max(parts.size // size, 1)
-    flat = reshape(grad_weight, (size,))
+    flat = grad_weight.reshape((size,))
     target = flat if pieces == 1 else parts
     *window, each, out_channels = grad_weight.shape
     if each == 1 and groups > 1:
@@ -1769,7 +1768,7 @@ def conv2d_backward_weight(
         blocks = -(-taps // tile.rows) * -(-width // tile.columns) * groups * pieces
         wide_b = width % 4 == 0 and is_aligned(grad_out)
         kernel = _conv2d_backward_weight(tile, WIDE if wide_b else ACROSS)
-        args = reshape(x, (x.size,)), reshape(grad_out, (grad_out.size,))
+        args = x.reshape((x.size,)), grad_out.reshape((grad_out.size,))
         args += tuple(x.shape[1:3]), tuple(window), tuple(grad_out.shape[1:3])
         args += stride, padding, dilation, each, width, groups, pixels, pieces
         is_wide = width % 4 == 0 and is_aligned(target)

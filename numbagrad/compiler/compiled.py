@@ -101,6 +101,13 @@ class Executable:
         """Run the step; return the values that the caller gets, which nobody else will change."""
         raise NotImplementedError
 
+    def _results_and_others(self) -> tuple[list[Buffer], list[Buffer]]:
+        """Return what the caller gets as results, and otherwise: gradients, mostly."""
+        found: list[Buffer] = []
+        map_leaves(self.plan.result, lambda x: isinstance(x, Ref) and found.append(x.buffer))
+        kept = self.plan.kept
+        return [x for x in kept if x in found], [x for x in kept if x not in found]
+
     def _array(self, ref: Ref, args, kept, before: dict[int, Array]) -> Array:
         """Return what the caller gets for a value, which may be a part of a buffer."""
         buffer = ref.buffer
@@ -192,13 +199,11 @@ class CPUExecutable(Executable):
 
         So each step asks for memory once, and who keeps a loss keeps no gradients alive.
         """
-        results: list[Buffer] = []
-        map_leaves(self.plan.result, lambda x: isinstance(x, Ref) and results.append(x.buffer))
         slots = {
             what: slot for slot, what in enumerate(self.source.slots) if isinstance(what, Buffer)
         }
-        self._results = [_Block([x], slots) for x in self.plan.kept if x in results]
-        others = [buffer for buffer in self.plan.kept if buffer not in results]
+        results, others = self._results_and_others()
+        self._results = [_Block([x], slots) for x in results]
         shared = [isinstance(ref, Ref) and ref.buffer in others for _, ref in self._to_give]
         given = list(itertools.compress(self._to_give, shared))
         self._to_give = list(itertools.compress(self._to_give, map(operator.not_, shared)))
