@@ -15,18 +15,16 @@ import ctypes
 import gc
 import math
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from .errors import DeviceError, OutOfMemoryError
-
-LISTED = 5  # kinds of arrays that a summary names
+from .errors import DeviceError, DTypeError, OutOfMemoryError
+from .memory import MemorySummary, held_by, in_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +85,12 @@ class DeviceArray:
     ndim = property(lambda self: len(self.layout.shape))
     nbytes = property(lambda self: self.layout.nbytes)
 
-    def reshape(self, shape: tuple[int, ...]) -> DeviceArray:
+    def reshape(self, shape: int | tuple[int, ...]) -> DeviceArray:
         """View the array in another shape of the same size; nothing is copied."""
+        shape = shape if isinstance(shape, tuple) else (shape,)
         layout = layout_of(shape, self.layout.dtype)
         if layout.size != self.layout.size:
-            raise ValueError(f"cannot reshape {self.shape} to {tuple(shape)}")
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
         return DeviceArray(layout, self.address, self.memory)
 
     def at(self, start: int, layout: Layout) -> DeviceArray:
@@ -115,20 +114,6 @@ class DeviceArray:
             "version": 3,
             "stream": None,
         }
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self._strided.__dlpack__(**options)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self._strided.__dlpack_device__()
-
-    @property
-    def _strided(self) -> Any:
-        from cuda.core import Buffer
-        from cuda.core.utils import StridedMemoryView
-
-        whole = Buffer.from_handle(self.address, self.nbytes, owner=self)
-        return StridedMemoryView.from_buffer(whole, self.shape, dtype=self.dtype)
 
 
 class _Here(threading.local):
@@ -172,7 +157,7 @@ class Memory:
         error, *values = result
         if error:
             raise DeviceError(f"cuda: the driver says {error.name}")
-        return values[0] if values else None
+        return values
 
     # ------------------------------------------------------------- allocation
 
@@ -300,49 +285,83 @@ class Memory:
 
     # --------------------------------------------------------------- exchange
 
-    def adopt(self, x: Any) -> DeviceArray | None:
-        """Return another library's array as one of ours, in the same memory.
+    def dlpack_device(self, array: DeviceArray) -> tuple[int, int]:
+        """Return DLPack's numbers for the GPU."""
+        return 2, self.device.device_id
 
-        None, if it is not C-contiguous; or not in the memory of this GPU: then its own library
-        must copy it.
+    def dlpack(
+        self,
+        array: DeviceArray,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """Return a DLPack capsule of an array's memory, ready for work on the consumer's stream.
+
+        Source: "Data interchange mechanisms", Python array API standard.
         """
+        from cuda.core import Stream
+
+        if dl_device not in (None, self.dlpack_device(array)):
+            raise BufferError(f"an array on 'cuda' is not on DLPack's device {dl_device}")
+        if copy:
+            array = self.copy(array)
+        if stream not in (None, -1, 1):  # 1: the default stream; -1: the consumer will wait itself
+            Stream.from_handle(stream).wait(self.stream)
+        if not array.size:  # without an address nobody would know which device it is on
+            array = DeviceArray(array.layout, int(self._nothing.handle), self._nothing)
+        return self._strided(array).__dlpack__(max_version=max_version)
+
+    @cached_property
+    def _nothing(self) -> Any:
+        return self._pool.allocate(1, stream=self.stream)
+
+    @staticmethod
+    def _strided(array: DeviceArray) -> Any:
+        """Return an array as `cuda.core` describes it."""
+        from cuda.core import Buffer
+        from cuda.core.utils import StridedMemoryView
+
+        memory = Buffer.from_handle(array.address, array.nbytes, owner=array)
+        return StridedMemoryView.from_buffer(memory, array.shape, dtype=array.dtype)
+
+    def adopt(self, x: Any, copy: bool | None = None) -> DeviceArray:
+        """Return another library's array as one of ours, in the same memory unless ``copy``."""
         from cuda.core.utils import StridedMemoryView
 
         # The producer makes this stream, the default one, wait for the array.
         view = StridedMemoryView.from_any_interface(x, stream_ptr=int(self.stream.handle))
+        if view.device_id != self.device.device_id:
+            raise DeviceError(
+                f"from_dlpack: the array is on GPU {view.device_id}, and numbagrad uses GPU "
+                f"{self.device.device_id}: copy it there first"
+            )
+        if view.dtype is None:
+            raise DTypeError("from_dlpack: the array's dtype is none of NumPy's: convert it first")
         layout = layout_of(tuple(view.shape), np.dtype(view.dtype))
-        item = layout.dtype.itemsize
-        expected = tuple(stride // item for stride in layout.tail[len(layout.shape) :])
-        moved = [
-            stride != own
-            for extent, stride, own in zip(layout.shape, view.strides or (), expected, strict=False)
-            if extent > 1
-        ]
-        if (layout.size and any(moved)) or view.device_id != self.device.device_id:
-            return None
-        return DeviceArray(layout, int(view.ptr) if layout.size else 0, view)
+        if not _is_contiguous(layout, view.strides):
+            raise BufferError("from_dlpack: the array on the GPU is not C-contiguous: make it so")
+        array = DeviceArray(layout, int(view.ptr) if layout.size else 0, view)
+        return self.copy(array) if copy else array
 
     # ---------------------------------------------------------------- summary
 
-    def summary(self) -> Summary:
+    def summary(self) -> MemorySummary:
         """Say what the memory is used for."""
-        attributes = self._pool.attributes
+        pool = self._pool.attributes
         self.stream  # noqa: B018 - the driver answers a thread that uses the GPU
-        free, total = self._memory_info()
-        return Summary(
+        free, total = self._require(self._driver.cuMemGetInfo())
+        return MemorySummary(
             "cuda",
-            attributes.used_mem_current,
-            attributes.used_mem_high,
-            attributes.reserved_mem_current,
+            pool.used_mem_current,
+            pool.reserved_mem_current,
             free,
             total,
+            pool.used_mem_high,
             held_by(each for each in gc.get_objects() if type(each) is DeviceArray),
         )
-
-    def _memory_info(self) -> tuple[int, int]:
-        error, free, total = self._driver.cuMemGetInfo()
-        self._require((error,))
-        return free, total
 
 
 def require_alike(target: Any, source: Any) -> None:
@@ -354,74 +373,15 @@ def require_alike(target: Any, source: Any) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a device's memory is used for, in bytes; as text, a few lines.
-
-    Attributes
-    ----------
-    device
-        ``"cpu"`` or ``"cuda"``.
-    used, most_used
-        By numbagrad's arrays, now and at most so far.
-    reserved
-        Taken from the system: for arrays, or kept for those to come.
-    free, total
-        Of the device, whoever uses it.
-    held
-        (bytes, how many, dtype and shape) of the arrays that take most.
-    """
-
-    device: str
-    used: int
-    most_used: int
-    reserved: int
-    free: int
-    total: int
-    held: tuple[tuple[int, int, str], ...] = ()
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.device}: arrays take {in_bytes(self.used)}, at most so far "
-            f"{in_bytes(self.most_used)}; {in_bytes(self.reserved)} are reserved; "
-            f"{in_bytes(self.free)} of {in_bytes(self.total)} are free."
-        ]
-        lines += [f"  {in_bytes(nbytes):>9}  {count} x {what}" for nbytes, count, what in self.held]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-def held_by(arrays: Iterable[Any]) -> tuple[tuple[int, int, str], ...]:
-    """Return (bytes, how many, dtype and shape) of the kinds of arrays that take most memory.
-
-    Of those that share memory the largest counts.
-    """
-    owners: dict[int, Any] = {}
-    for array in arrays:
-        known = owners.get(id(array.memory))
-        if array.memory is not None and (known is None or known.nbytes < array.nbytes):
-            owners[id(array.memory)] = array
-    kinds = Counter(array.layout for array in owners.values())
-    lines = [
-        (layout.nbytes * count, count, f"{layout.dtype}[{','.join(map(str, layout.shape))}]")
-        for layout, count in kinds.items()
-    ]
-    return tuple(sorted(lines, reverse=True)[:LISTED])
-
-
-def in_bytes(count: int) -> str:
-    """Write a number of bytes.
-
-    Examples
-    --------
-    >>> in_bytes(512), in_bytes(3 * 2**20)
-    ('512 bytes', '3.0 MiB')
-    """
-    if count < 1024:
-        return f"{count} bytes"
-    power = min((count.bit_length() - 1) // 10, 4)
-    return f"{count / 1024**power:.1f} {'KMGT'[power - 1]}iB"
+def _is_contiguous(layout: Layout, strides: tuple[int, ...] | None) -> bool:
+    """Say whether strides, in elements, are those of a layout; None stands for these."""
+    if strides is None or not layout.size:
+        return True
+    own = layout.tail[len(layout.shape) :]
+    return all(
+        extent == 1 or stride * layout.dtype.itemsize == expected
+        for extent, stride, expected in zip(layout.shape, strides, own, strict=True)
+    )
 
 
 class Pinned:
@@ -441,4 +401,4 @@ class Pinned:
         self.memory = np.frombuffer(data, np.uint8)
 
 
-__all__ = ["DeviceArray", "Layout", "Memory", "Pinned", "Summary", "layout_of", "require_alike"]
+__all__ = ["DeviceArray", "Layout", "Memory", "Pinned", "layout_of", "require_alike"]

@@ -41,6 +41,7 @@ import numpy as np
 from . import jit
 from .cuda_memory import DeviceArray, Memory, require_alike
 from .errors import DeviceError
+from .memory import MemorySummary
 
 INSTALL = 'pip install "numbagrad[cuda]"'
 
@@ -500,7 +501,7 @@ def _load(kernel: Kernel, args: tuple, kinds: tuple) -> Any:
     with _one_at_a_time:
         if kinds not in _loaded:
             cubin = _cubin(kernel, signature, tuple(memory().device.compute_capability))
-            _loaded[kinds] = ObjectCode.from_cubin(cubin).get_kernel(_entry(cubin))
+            _loaded[kinds] = ObjectCode.from_cubin(cubin).get_kernel(entry_of(cubin))
     return _loaded[kinds]
 
 
@@ -524,7 +525,7 @@ def _cubin(kernel: Kernel, signature: tuple[types.Type, ...], cc: tuple[int, int
     return cubin
 
 
-def _entry(cubin: bytes) -> str:
+def entry_of(cubin: bytes) -> str:
     """Return the name of the kernel in machine code: the one whose parameters have a bank."""
     (name,) = set(_PARAMETERS.findall(cubin))
     return name.decode()
@@ -893,6 +894,23 @@ class SimulatedMemory:
     def copy_into(target: DeviceArray, source: DeviceArray) -> None:
         require_alike(target, source)
         target[...] = source.copy_to_host()
+
+    @staticmethod
+    def summary() -> MemorySummary:
+        """Say nothing of what is used: it is the host's memory."""
+        return MemorySummary("cuda", 0, 0, 0, 0)
+
+    @staticmethod
+    def dlpack_device(array: DeviceArray) -> tuple[int, int]:
+        raise BufferError("a simulated GPU's memory cannot be shared: use x.numpy()")
+
+    @classmethod
+    def dlpack(cls, array: DeviceArray, **options: Any) -> Any:
+        return cls.dlpack_device(array)
+
+    @staticmethod
+    def adopt(x: Any, copy: bool | None = None) -> DeviceArray:
+        raise DeviceError("a simulated GPU cannot read another's memory: copy it to NumPy first")
 
     @staticmethod
     def capture(run: Callable[[Stream], None]) -> None:
