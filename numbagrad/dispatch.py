@@ -452,10 +452,10 @@ def run_eagerly(
     op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targets: tuple[State, ...] | None
 ) -> tuple[Array, ...]:
     """Run the op's kernel now. With `targets`, its outputs are written into them."""
-    plan = plan_for(op, inputs, params)
-    if targets is not None:
-        _require_fitting_targets(op, plan.call, targets)
     try:
+        plan = plan_for(op, inputs, params)
+        if targets is not None:
+            _require_fitting_targets(op, plan.call, targets)
         return plan.run(inputs, targets)
     except MemoryError as error:
         raise OutOfMemoryError(f"{op.name}: {error}") from None

@@ -18,6 +18,7 @@ import numpy as np
 from .. import device as devices
 from .. import dispatch
 from ..array import Array, State, size_of
+from ..errors import OutOfMemoryError
 from ..jit import (
     OURS,
     Kernel,
@@ -76,6 +77,8 @@ class Executable:
             before = {id(leaf): leaf._grad for leaf in self._gradients_read}
             try:
                 kept = self._run(args)
+            except MemoryError as error:
+                raise OutOfMemoryError(f"compiled {self.plan.name}: {error}") from None
             finally:
                 for target in self._assigned:
                     target.version += 1

@@ -8,6 +8,7 @@ from cuda_device import Training, adam, perceptron
 
 import numbagrad as ng
 from numbagrad import kernels_cuda
+from numbagrad.errors import OutOfMemoryError
 
 
 def counted(driver, run):
@@ -94,3 +95,22 @@ def test_what_cannot_be_captured_is_launched_one_by_one(driver, memory):
     launched, replayed = counted(driver, lambda: step(x))
     assert launched > 0
     assert replayed == 0
+
+
+def test_out_of_memory_names_the_compiled_function(driver):
+    @ng.compile
+    def widen(x):
+        return x.reshape((-1, 1)) * x
+
+    x = ng.asarray(np.ones(300, np.float32), device="cuda")
+    driver.limit(driver.live)
+    with pytest.raises(OutOfMemoryError, match="compiled widen: the GPU has no room for"):
+        widen(x)
+    driver.limit(2**63)
+    for _ in range(3):
+        widen(x)
+    driver.limit(driver.live)
+    with pytest.raises(OutOfMemoryError, match="compiled widen: the GPU has no room for"):
+        widen(x)
+    driver.limit(2**63)
+    assert widen(x).shape == (300, 300)
