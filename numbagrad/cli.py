@@ -1,32 +1,38 @@
-"""The command line: ``numbagrad train``, ``numbagrad demo``, ``numbagrad doctor``."""
+"""The command line: what each command takes, and how it fails. What they do is in ``commands/``."""
 
 from __future__ import annotations
 
+import errno
 import functools
-import os
-import platform
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import llvmlite
-import numba
-import numpy as np
 import typer
 
-from . import __version__, data, jit, models, ops, optim, random, simd, weights
-from .array import asarray
-from .device import DEVICES, backend
-from .dispatch import get_num_threads, set_num_threads
-from .errors import DataError, DeviceError, DTypeError, GraphError, ShapeError, TraceError, nearest
-from .train import History, fit, predict
+from . import models, optim
+from .commands import config, runs
+from .commands import demo as demonstration
+from .commands import doctor as diagnosis
+from .commands.config import DATA, OPTIMIZERS, SCHEDULES, Config
+from .device import DEVICES
+from .dispatch import set_num_threads
+from .errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    DTypeError,
+    GraphError,
+    ShapeError,
+    TraceError,
+    nearest,
+)
+from .train import History
+from .train import evaluate as measure
 from .training.history import percent
 
-OURS = (DataError, DeviceError, DTypeError, GraphError, ShapeError, TraceError)
-DATA = ("cifar10", "digits", "fashion-mnist", "mnist")
-OPTIMIZERS = {"adam": 0.003, "sgd": 0.05}  # with the learning rate to start from
+OURS = (ConfigError, DataError, DeviceError, DTypeError, GraphError, ShapeError, TraceError)
 
 app = typer.Typer(
     help="Arrays, gradients and small networks; every operation is a Numba kernel you can read.",
@@ -44,17 +50,31 @@ def _command(function: Callable) -> Callable:
     def command(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except (*OURS, FloatingPointError, OSError) as error:
-            print(f"numbagrad: {error}", file=sys.stderr)
+        except (*OURS, FloatingPointError, OSError, ModuleNotFoundError) as error:
+            print(f"numbagrad: {_one_line(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
 
     return command
 
 
-def _one_of(known: tuple[str, ...]) -> Callable[[str], str]:
+def _one_line(error: Exception) -> str:
+    """Return what went wrong, with what would mend it if that is known."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        return f'{text}; it comes with: pip install "numbagrad[plot]"'
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+        if error.errno == errno.ENOSPC and "free some space" not in text:
+            text += "; free some space on that disk. What was there before is as it was"
+    return text
+
+
+def _one_of(known: Iterable[str]) -> Callable[[str | None], str | None]:
     """Return a check that an argument is a known name."""
 
-    def check(name: str) -> str:
+    def check(name: str | None) -> str | None:
+        if name is None:
+            return None
         key = name.lower().replace("_", "-")
         if key not in known:
             raise typer.BadParameter(f"{name!r}: {nearest(key, known)}")
@@ -78,12 +98,28 @@ def _learning_rate(lr: float | None) -> float | None:
     return lr
 
 
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes all that is random.")]
-
-
 def _folder(text: str) -> Any:
     """Return an option for a folder to write to: one that is there, or can be made."""
     return typer.Option(file_okay=False, writable=True, help=text)
+
+
+def _choice(known: Iterable[str], text: str, *names: str) -> Any:
+    return typer.Option(*names, callback=_one_of(known), help=f"{text}: {'|'.join(known)}")
+
+
+_SOLVER = {name: setting.default for name, setting in config.SETTINGS["solver"].items()}
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder given as train --out.")]
+Best = Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Fixes all that is random.")]
+Threads = Annotated[int | None, typer.Option(callback=_threads, help="CPU threads.")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help=f"Images in each step; else {_SOLVER['batch_size']}.")
+]
+Rule = Annotated[
+    str | None, _choice(OPTIMIZERS, f"Optimiser, {_SOLVER['optimizer']} if none is given")
+]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="Compile the step.")]
 
 
 # -------------------------------------------------------------------- train
@@ -92,70 +128,173 @@ def _folder(text: str) -> Any:
 @_command
 def train(
     model: Annotated[
-        str, typer.Argument(callback=_one_of(models.NAMES), help="|".join(models.NAMES))
-    ],
-    dataset: Annotated[
-        str, typer.Option("--data", callback=_one_of(DATA), help="|".join(DATA))
-    ] = "digits",
-    epochs: Annotated[int, typer.Option(min=1, help="Times through the training images.")] = 20,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in each step.")] = 32,
+        str | None, typer.Argument(help=f"{'|'.join(models.NAMES)}, or a file such as net.toml.")
+    ] = None,
+    dataset: Annotated[str | None, _choice(DATA, "Data set, else digits", "--data")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Times through the images; else {_SOLVER['epochs']}."),
+    ] = None,
+    batch_size: Batch = None,
     lr: Annotated[
         float | None,
-        typer.Option(
-            callback=_learning_rate,
-            help="Learning rate at the start, 0.003 for adam and 0.05 for sgd; it falls to 0.",
-        ),
+        typer.Option(callback=_learning_rate, help="Learning rate; else 0.003, or 0.05 for sgd."),
     ] = None,
-    optimizer: Annotated[
-        str, typer.Option(callback=_one_of(tuple(OPTIMIZERS)), help="|".join(OPTIMIZERS))
-    ] = "adam",
-    seed: Seed = 0,
-    device: Annotated[
-        str, typer.Option(callback=_one_of((*DEVICES, "auto")), help="cpu|cuda|auto")
-    ] = "cpu",
-    threads: Annotated[int | None, typer.Option(callback=_threads, help="CPU threads.")] = None,
-    compile: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Compile the training step.")
-    ] = True,
-    out: Annotated[Path | None, _folder("Folder for model.safetensors and metrics.csv.")] = None,
+    optimizer: Rule = None,
+    schedule: Annotated[
+        str | None, _choice(SCHEDULES, f"What becomes of lr, else {_SOLVER['schedule']}")
+    ] = None,
+    seed: Seed = None,
+    device: Annotated[str | None, _choice((*DEVICES, "auto"), "Else cpu")] = None,
+    threads: Threads = None,
+    compile: Compile = None,
+    out: Annotated[
+        Path | None, _folder("Folder for weights, numbers, curves, checkpoints and config.toml.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with the training in this folder.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that is in the --out folder.")
+    ] = False,
 ) -> None:
-    """Train a model and say how often it is right on images that it has not seen."""
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # now: training may be long
-    train_set, test_set = data.load(dataset)
-    random.seed(seed)
-    _, size, _, channels = train_set.images.shape
-    network = models.get(
-        model, in_channels=channels, classes=len(train_set.classes), image_size=size
-    )
-    numbers = sum(parameter.size for parameter in network.parameters())
-    print(f"{model} with {numbers:,} parameters, {len(train_set):,} images of {dataset}")
-    history = fit(
-        network,
-        train_set,
-        test_set,
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=OPTIMIZERS[optimizer] if lr is None else lr,
-        schedule=optim.cosine,
-        seed=seed,
-        device=device,
-        compile=compile,
-    )
-    if out is not None:
-        notes = {"model": model, "data": dataset, "seed": str(seed)}
-        _save(out, network, history, notes)
+    """Train a model and say how often it is right on images that it has not seen.
+
+    MODEL is a name, or a TOML file with net, data and solver; options go before what the file says.
+    """
+    given = {
+        "data": {"name": dataset},
+        "solver": {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "seed": seed,
+            "device": device,
+            "compile": compile,
+        },
+    }
+    if resume is not None:
+        others = {"MODEL": model, "--out": out, "--overwrite": overwrite or None}
+        _require_alone(given, others)
+        _say_accuracy(runs.resume(resume))
+        return
+    if model is None:
+        raise typer.BadParameter("give a MODEL, or --resume RUN", param_hint="MODEL")
+    _say_accuracy(runs.start(_config(model, given), out, overwrite=overwrite))
+
+
+def _require_alone(given: dict[str, dict[str, Any]], others: dict[str, Any]) -> None:
+    """Refuse options that a run which goes on cannot change."""
+    options = {f"--{n.replace('_', '-')}": v for n, v in given["solver"].items()}
+    options |= {"--data": given["data"]["name"], **others}
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(
+                "leave it out: a run goes on with the settings in its config.toml", param_hint=name
+            )
+
+
+def _config(model: str, given: dict[str, dict[str, Any]]) -> Config:
+    """Return the training that a name or a file and some options describe."""
+    changes = {
+        name: {key: value for key, value in values.items() if value is not None}
+        for name, values in given.items()
+    }
+    if model.endswith(".toml"):
+        return config.read(model, changes)
+    return config.parse_dict({"net": {"model": _model_name(model)}, **changes})
+
+
+def _model_name(name: str) -> str:
+    return _one_of(models.NAMES)(name)
+
+
+def _say_accuracy(history: History) -> None:
     print(f"test accuracy {percent(history.test_accuracy)}")
 
 
-def _save(folder: Path, network: Any, history: History, notes: dict[str, str]) -> None:
-    weights.save(folder / "model.safetensors", network, notes)
-    jit.write_atomically(folder / "metrics.csv", history.csv().encode())
-    print(f"saved {folder / 'model.safetensors'} and {folder / 'metrics.csv'}")
+# --------------------------------------------------------------- what is trained
 
 
-# --------------------------------------------------------------------- demo
+@_command
+def evaluate(run: Run, best: Best = False, threads: Threads = None) -> None:
+    """Measure a trained model on its test images."""
+    trained = runs.load(run, best=best)
+    _, test_set = runs.load_data(trained.config)
+    loss, accuracy = measure(trained.model, test_set)
+    print(f"{trained.path}: {len(test_set):,} test images of {trained.config.data['name']}")
+    print(f"test loss {loss:.4f}")
+    print(f"test accuracy {percent(accuracy)}")
+
+
+@_command
+def predict(
+    run: Run,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="PNG, JPEG, ...; of any size.")
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 3,
+    invert: Annotated[bool, typer.Option("--invert", help="Swap black and white.")] = False,
+    best: Best = False,
+) -> None:
+    """Say what is on pictures: the likeliest classes, each with its probability."""
+    from .commands import prediction
+
+    prediction.show(runs.load(run, best=best), images, top, invert)
+
+
+@_command
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="The file; else report.html in the folder.")
+    ] = None,
+    best: Best = False,
+) -> None:
+    """Write a page about a run: one HTML file that needs nothing else."""
+    from .commands import report as page
+
+    path = run / "report.html" if out is None else out
+    page.write(path, run, runs.load(run, best=best))
+    print(f"written {path}")
+
+
+@_command
+def summary(
+    model: Annotated[
+        str, typer.Argument(help=f"{'|'.join(models.NAMES)}, a file such as net.toml, or a run.")
+    ],
+    dataset: Annotated[
+        str | None, _choice(DATA, "Data set whose images it takes, else digits", "--data")
+    ] = None,
+) -> None:
+    """Show a model's layers, what they give, and what they cost."""
+    given = {"data": {"name": dataset}}
+    is_run = Path(model).is_dir()
+    settings = runs.read_config(Path(model)) if is_run else _config(model, given)
+    facts = DATA[settings.data["name"]]
+    print(settings.model(facts.shape, facts.classes).summary(facts.shape))
+
+
+# ---------------------------------------------------------------- the machine
+
+
+@_command
+def warmup(
+    model: Annotated[
+        str, typer.Argument(help=f"{'|'.join(models.NAMES)}, or a file such as net.toml.")
+    ],
+    dataset: Annotated[str | None, _choice(DATA, "Data set, else digits", "--data")] = None,
+    batch_size: Batch = None,
+    optimizer: Rule = None,
+    compile: Compile = None,
+) -> None:
+    """Compile what a training takes, so that it starts at once. No data are read."""
+    solver = {"batch_size": batch_size, "optimizer": optimizer, "compile": compile}
+    seconds = runs.warm_up(_config(model, {"data": {"name": dataset}, "solver": solver}))
+    print(f"warm after {seconds:.1f} s")
 
 
 @_command
@@ -164,155 +303,11 @@ def demo(
     out: Annotated[Path, _folder("Folder for the pictures.")] = Path("runs/demo"),
 ) -> None:
     """Train LeNet on the digits that come with numbagrad, and draw how it went."""
-    out.mkdir(parents=True, exist_ok=True)
-    print("LeNet on 8x8 handwritten digits. Kernels are compiled at first use, then cached.")
-    started = time.perf_counter()
-    train_set, test_set = data.digits()
-    random.seed(seed)
-    network = models.lenet(image_size=8)
-    rng = np.random.default_rng(seed)
-    history = fit(
-        network,
-        train_set,
-        test_set,
-        epochs=25,
-        batch_size=32,
-        lr=4e-3,
-        schedule=optim.cosine,
-        seed=seed,
-        transform=lambda images: _augmented(images, rng),
-    )
-    _save(out, network, history, {"model": "lenet", "data": "digits", "seed": str(seed)})
-    _draw(out, history, test_set, predict(network, test_set.images, 32))
-    print(f"drawn {out / 'learning_curve.png'} and {out / 'predictions.png'}")
-    print(f"all in {time.perf_counter() - started:.1f} s")
-    print(f"test accuracy {percent(history.test_accuracy)}")
-
-
-def _augmented(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Slant each digit a little, as another hand would have, and add noise.
-
-    Rows move sideways by up to 0.7 pixels, in proportion to their distance from the middle; then
-    columns move up or down likewise. Between pixels the values are interpolated.
-    """
-    _, height, width, _ = images.shape
-    slopes = rng.uniform(-0.2, 0.2, (2, len(images), 1, 1, 1)).astype(np.float32)
-    for slope, size in zip(slopes, (height, width), strict=True):
-        from_middle = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
-        shift = slope * from_middle[:, None, None]
-        padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (0, 0)))
-        left, right = padded[:, :, :-2], padded[:, :, 2:]
-        moved = np.maximum(shift, 0) * right + np.maximum(-shift, 0) * left
-        images = ((1 - np.abs(shift)) * images + moved).swapaxes(1, 2)
-    return images + 0.15 * rng.standard_normal(images.shape, dtype=np.float32)
-
-
-def _draw(folder: Path, history: History, dataset: data.Dataset, classes: np.ndarray) -> None:
-    """Draw the learning curve, and digits with what they were taken for, wrong ones first."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    history.plot().savefig(folder / "learning_curve.png", dpi=150)
-    wrong = classes != dataset.labels
-    order = np.argsort(~wrong, kind="stable")[:40]
-    figure, panels = pyplot.subplots(4, 10, figsize=(10, 5), layout="constrained")
-    for panel, i in zip(panels.flat, order, strict=True):
-        panel.imshow(dataset.images[i, :, :, 0], cmap="gray_r")
-        panel.set(xticks=[], yticks=[])
-        text, colour = dataset.classes[classes[i]], "black"
-        if wrong[i]:
-            text, colour = f"{text}, not {dataset.classes[dataset.labels[i]]}", "crimson"
-        panel.set_title(text, color=colour, fontsize=11)
-        panel.spines[:].set(color=colour, linewidth=2 if wrong[i] else 0.5)
-    figure.suptitle(f"{wrong.sum()} of {len(classes)} test digits were taken for another")
-    figure.savefig(folder / "predictions.png", dpi=150)
-    pyplot.close("all")
-
-
-# ------------------------------------------------------------------- doctor
+    _say_accuracy(demonstration.run(seed, out))
 
 
 @_command
 def doctor() -> None:
     """Say what numbagrad finds on this machine, and try a kernel."""
-    width = simd.VECTOR_BYTES * 8
-    facts = {
-        "numbagrad": f"{__version__} in {Path(__file__).parent}",
-        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        "NumPy": np.__version__,
-        "Numba": f"{numba.__version__} with llvmlite {llvmlite.__version__}",
-        "CPU": f"{_cpu_name()}, vectors of {width} bits ({width // 32} float32)",
-        "features": ", ".join(sorted(_NOTABLE & jit.cpu_features())) or "none of note",
-        "threads": f"{get_num_threads()} of {os.cpu_count()} logical cores",
-        "kernel cache": _describe_cache(),
-        "CUDA": _describe_cuda(),
-        "self-test": _self_test(),
-    }
-    for name, fact in facts.items():
+    for name, fact in diagnosis.facts().items():
         print(f"{name:>12}  {fact}".replace("\n", "\n" + " " * 14))
-
-
-_NOTABLE = frozenset({"avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "neon", "sve"})
-
-
-def _cpu_name() -> str:
-    import llvmlite.binding
-
-    return llvmlite.binding.get_host_cpu_name()
-
-
-def _describe_cache() -> str:
-    folder = jit.cache_dir()
-    kernels = [path.stat().st_size for path in folder.glob("*.nbc")]
-    return f"{folder}: {len(kernels)} kernels, {sum(kernels) / 1e6:.1f} MB"
-
-
-def _describe_cuda() -> str:
-    """Say which GPU is used, or why none is and what would mend it."""
-    try:
-        support = backend("cuda").support
-    except DeviceError as error:
-        mend = next((mend for sign, mend in _MENDS.items() if sign in str(error)), _MEND)
-        return f"{error}\nTo mend it:\n    {mend}\n{_TRY_CUDA}"
-    facts = support.describe()
-    if facts["simulator"]:
-        return (
-            f"the simulator of numba-cuda {facts['numba_cuda']}, which is slow; to use a GPU:\n"
-            "    unset NUMBA_ENABLE_CUDASIM"
-        )
-    major, minor = facts["compute_capability"]
-    return (
-        f"{facts['device']}, compute capability {major}.{minor}, driver for CUDA "
-        f"{facts['driver']}, toolkit {facts['toolkit']}, numba-cuda {facts['numba_cuda']}"
-    )
-
-
-_MENDS = {  # by what the reason says
-    "numba-cuda": 'pip install "numbagrad[cuda]"',
-    "driver library cannot be found": "install driver 580 or newer: https://www.nvidia.com/drivers",
-    "NO_DEVICE": "nvidia-smi  # what the driver finds; CUDA_VISIBLE_DEVICES may hide GPUs from us",
-    "NUMBA_DISABLE_CUDA": "unset NUMBA_DISABLE_CUDA",
-}
-_MEND = 'update the driver to 580 or newer, then: pip install --upgrade "numbagrad[cuda]"'
-_TRY_CUDA = """\
-To try CUDA kernels without a GPU, in a slow simulator:
-    export NUMBA_ENABLE_CUDASIM=1"""
-
-
-def _self_test() -> str:
-    """Multiply two matrices and compare with NumPy."""
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 512, 512)).astype(np.float32)
-    x, y = asarray(a), asarray(b)
-    out = ops.matmul(x, y)  # compiled, or read from the cache
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        ops.matmul(x, y)
-        times.append(time.perf_counter() - started)
-    if not np.allclose(out.numpy(), a @ b, rtol=1e-4, atol=1e-3):
-        raise FloatingPointError("self-test: matmul differs from NumPy's")
-    speed = 2 * 512**3 / min(times) / 1e9
-    return f"passed: matmul 512x512x512 in {1e3 * min(times):.2f} ms, {speed:.0f} GFLOP/s"

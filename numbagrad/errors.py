@@ -26,6 +26,10 @@ class DTypeError(TypeError):
     """A dtype that an op does not serve."""
 
 
+class ConfigError(ValueError):
+    """A configuration that has an unknown key or a value that does not fit."""
+
+
 class DeviceError(RuntimeError):
     """A device that is missing, or arrays that live on different ones."""
 

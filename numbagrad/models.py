@@ -193,14 +193,14 @@ def resnet8(in_channels: int = 3, classes: int = 10, image_size: int = 32) -> Se
     )
 
 
-_MODELS: dict[str, Callable[..., Module]] = {
+MODELS: dict[str, Callable[..., Module]] = {
     "convnet6": convnet6,
     "lenet": lenet,
     "mlp": mlp,
     "resnet8": resnet8,
 }
 
-NAMES = tuple(_MODELS)
+NAMES = tuple(MODELS)
 
 
 def get(name: str, **arguments: Any) -> Module:
@@ -226,13 +226,13 @@ def get(name: str, **arguments: Any) -> Module:
     Traceback (most recent call last):
     ValueError: no model is called 'mlpp'; did you mean 'mlp'? Known: convnet6, lenet, mlp, resnet8
     """
-    if name not in _MODELS:
-        raise ValueError(f"no model is called {name!r}; {nearest(name, _MODELS)}")
-    known = inspect.signature(_MODELS[name]).parameters
+    if name not in MODELS:
+        raise ValueError(f"no model is called {name!r}; {nearest(name, MODELS)}")
+    known = inspect.signature(MODELS[name]).parameters
     for argument in arguments:
         if argument not in known:
             raise TypeError(f"{name} takes no argument {argument!r}; {nearest(argument, known)}")
-    return _MODELS[name](**arguments)
+    return MODELS[name](**arguments)
 
 
 __all__ = ["convnet6", "get", "lenet", "mlp", "resnet8"]

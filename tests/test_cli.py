@@ -1,5 +1,10 @@
 """The command line: what it prints, what it writes, and how it fails."""
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +13,7 @@ from typer.testing import CliRunner
 
 import numbagrad as ng
 from numbagrad import cli, weights
+from numbagrad.commands import demo, doctor, runs
 
 
 def run(*arguments):
@@ -70,7 +76,8 @@ def test_the_seed_fixes_every_byte_of_the_weights(tmp_path):
 
 @pytest.mark.parametrize("command", [("train", "mlp"), ("demo",)])
 def test_a_folder_that_cannot_be_made_is_found_before_training(tmp_path, monkeypatch, command):
-    monkeypatch.setattr(cli, "fit", lambda *arguments, **options: pytest.fail("it trained"))
+    for module in (ng.train, demo):
+        monkeypatch.setattr(module, "fit", lambda *args, **options: pytest.fail("it trained"))
     file = tmp_path / "file"
     file.write_text("mine")
     result = run(*command, "--out", file)
@@ -118,8 +125,8 @@ FACTS = {
 )
 def test_doctor_describes_a_gpu(monkeypatch, facts, text):
     support = SimpleNamespace(describe=lambda: FACTS | facts)
-    monkeypatch.setattr(cli, "backend", lambda name: SimpleNamespace(support=support))
-    assert text in cli._describe_cuda()
+    monkeypatch.setattr(doctor, "backend", lambda name: SimpleNamespace(support=support))
+    assert text in doctor.describe_cuda()
 
 
 @pytest.mark.parametrize(
@@ -136,27 +143,260 @@ def test_doctor_says_what_would_mend_cuda(monkeypatch, reason, mend):
     def backend(name):
         raise ng.errors.DeviceError(reason)
 
-    monkeypatch.setattr(cli, "backend", backend)
-    assert mend in cli._describe_cuda()
+    monkeypatch.setattr(doctor, "backend", backend)
+    assert mend in doctor.describe_cuda()
 
 
 def test_pictures(tmp_path):
     _, test = ng.data.digits()
     classes = test.labels.copy()
     classes[5] += 1
-    epochs = [ng.train.Epoch(n, 1 / n, 0.9, 1 / n, 0.8, 1.0, 1437.0) for n in (1, 2, 3)]
-    cli._draw(tmp_path, ng.train.History(epochs), test, classes)
-    for name in ("learning_curve.png", "predictions.png"):
-        assert (tmp_path / name).stat().st_size > 10_000
+    demo.draw(tmp_path, test, classes)
+    assert (tmp_path / "predictions.png").stat().st_size > 10_000
 
 
 def test_augmented_slants_and_adds_noise():
     images = np.zeros((500, 8, 8, 1), np.float32)
     images[:, 1, 4] = 1
-    augmented = cli._augmented(images, np.random.default_rng(0))
+    augmented = demo.augmented(images, np.random.default_rng(0))
     assert augmented.shape == images.shape
     assert augmented.dtype == np.float32
     mean = augmented.mean(0)[..., 0]  # the noise averages out, and the pixel has not gone far
     assert mean[0:3, 3:6].sum() == pytest.approx(1, abs=0.1)
     assert 0.3 < mean[1, 4] < 0.9
     np.testing.assert_allclose(mean[4:], 0, atol=0.05)
+
+
+# -------------------------------------------------------------------- runs
+
+SMALL = """\
+[data]
+name = "digits"
+train_images = 1400
+test_images = 200
+
+[solver]
+epochs = 3
+batch_size = 64
+lr = 0.01
+patience = 9
+
+[[net]]
+layer = "Conv2d"
+out_channels = 4
+kernel_size = 3
+
+[[net]]
+layer = "ReLU"
+
+[[net]]
+layer = "Dropout"
+p = 0.1
+
+[[net]]
+layer = "Flatten"
+
+[[net]]
+layer = "Linear"
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that nobody may change."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "net.toml").write_text(SMALL)
+    result = run("train", folder / "net.toml", "--out", folder / "run")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("net with 1,490 parameters, 1,400 images of digits\n")
+    return folder / "run"
+
+
+def test_a_run_holds_all_that_it_came_to(trained):
+    names = {path.relative_to(trained).as_posix() for path in trained.rglob("*.*")}
+    assert names == {
+        "config.toml", "model.safetensors", "metrics.csv", "curves.png",
+        "checkpoints/last.safetensors", "checkpoints/best.safetensors",
+    }  # fmt: skip
+    assert len(runs.read_history(trained).epochs) == 3
+    assert runs.load(trained).classes == tuple("0123456789")
+
+
+def test_the_config_of_a_run_repeats_it_to_the_bit(trained, tmp_path):
+    result = run("train", trained / "config.toml", "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    for name in ("model.safetensors", "config.toml", "checkpoints/best.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (trained / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("epochs_before", [0, 2])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    trained, tmp_path, monkeypatch, epochs_before
+):
+    class PowerCut(ng.train.Callback):
+        def step(self, run):
+            if len(run.history.epochs) == epochs_before:
+                raise FloatingPointError("the lights went out")
+
+    fit = ng.train.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            ng.train,
+            "fit",
+            lambda *args, callbacks, **options: fit(
+                *args, callbacks=[*callbacks, PowerCut()], **options
+            ),
+        )
+        result = run("train", trained / "config.toml", "--out", tmp_path / "run")
+        assert (result.exit_code, result.stderr) == (1, "numbagrad: the lights went out\n")
+    result = run("train", "--resume", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    name = "model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes()
+    assert len(runs.read_history(tmp_path / "run").epochs) == 3
+
+
+def test_a_run_goes_on_with_its_own_settings(trained):
+    result = run("train", "--resume", trained, "--lr", 0.1)
+    assert result.exit_code == 2
+    assert "--lr" in result.output
+    result = run("train", "lenet", "--resume", trained)
+    assert result.exit_code == 2
+    assert "MODEL" in result.output
+    result = run("train")
+    assert result.exit_code == 2
+    assert "--resume" in result.output
+
+
+def test_a_run_is_overwritten_only_on_purpose(trained, tmp_path):
+    out = tmp_path / "run"
+    arguments = "train", trained / "config.toml", "--epochs", 1, "--out", out
+    assert run(*arguments).exit_code == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "--overwrite" in result.stderr
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    (out / "mine.txt").write_text("mine")
+    assert run(*arguments, "--epochs", 2, "--overwrite").exit_code == 0
+    assert len(runs.read_history(out).epochs) == 2
+    assert (out / "mine.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_the_config_as_it_was(
+    trained, tmp_path, monkeypatch
+):
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("train", trained / "config.toml", "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert "free some space" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_errors_of_a_file_name_its_line(tmp_path):
+    path = tmp_path / "net.toml"
+    path.write_text(SMALL.replace("patience", "patients"))
+    result = run("train", path, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"numbagrad: {path}:10: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    result = run("train", tmp_path / "no.toml")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "No such file" in result.stderr
+
+
+def test_evaluate(trained):
+    last = runs.read_history(trained).epochs[-1]
+    result = run("evaluate", trained)
+    assert result.exit_code == 0, result.output
+    assert f"test loss {last.test_loss:.4f}\n" in result.stdout
+    assert result.stdout.endswith(f"test accuracy {100 * last.test_accuracy:.1f} %\n")
+    result = run("evaluate", trained, "--best")
+    assert "best.safetensors" in result.stdout
+    result = run("evaluate", trained.parent)
+    assert result.exit_code == 1
+    assert "no run is here" in result.stderr
+
+
+def test_a_checkpoint_serves_until_there_is_a_model(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "model.safetensors").unlink()
+    assert (
+        run("evaluate", folder).stdout.splitlines()[1:]
+        == (run("evaluate", trained).stdout.splitlines()[1:])
+    )
+    shutil.rmtree(folder / "checkpoints")
+    result = run("evaluate", folder)
+    assert result.exit_code == 1
+    assert "no weights yet" in result.stderr
+    (folder / "model.safetensors").write_bytes(b"not this")
+    assert "no weights could be read" in run("evaluate", folder).stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("L", "a.png"), ("RGB", "a.jpg"), ("RGBA", "a.png"), ("P", "a.gif"), ("1", "a.png"),
+     ("I;16", "a.png"), ("CMYK", "a.jpg"), ("LA", "a.png")],
+)  # fmt: skip
+def test_predict_takes_pictures_of_any_kind_and_size(trained, tmp_path, mode, name):
+    from PIL import Image
+
+    image, label = ng.data.digits()[1][3]
+    grey = Image.fromarray((image[:, :, 0] * 255).astype(np.uint8)).resize((70, 70))
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    else:
+        picture = grey.convert("L" if mode in ("L", "LA") else "RGB").convert(mode)
+    picture.save(tmp_path / name)
+    result = run("predict", trained, tmp_path / name, "--top", 2)
+    assert result.exit_code == 0, result.output
+    first = result.stdout.splitlines()[1]
+    assert first.endswith("%")
+    assert first.split()[0] == str(label)
+
+
+def test_predict_says_what_is_no_picture(trained, tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    for name, text in (("a.png", "cannot be read as a picture"), ("b.png", "no such file")):
+        result = run("predict", trained, tmp_path / name)
+        assert result.exit_code == 1
+        assert text in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_predict_turns_bright_pictures(trained, tmp_path):
+    from PIL import Image
+
+    image, label = ng.data.digits()[1][3]
+    Image.fromarray(255 - (image[:, :, 0] * 255).astype(np.uint8)).save(tmp_path / "a.png")
+    assert "try with --invert" in run("predict", trained, tmp_path / "a.png").stdout
+    turned = run("predict", trained, tmp_path / "a.png", "--invert").stdout
+    assert "--invert" not in turned
+    assert f"{label} █" in turned
+
+
+def test_summary(trained):
+    result = run("summary", "lenet", "--data", "mnist")
+    assert result.exit_code == 0
+    assert "Conv2d(1, 6, 5, padding=2)" in result.stdout
+    assert "Linear(400, 120)" in result.stdout
+    assert "Linear(144, 10)" in run("summary", trained).stdout
+    assert "'lenet'" in run("summary", "lennet").output
+
+
+def test_what_was_warmed_up_compiles_nothing_more(trained):
+    def numbagrad(command):
+        line = [sys.executable, "-m", "numbagrad", command, str(trained / "config.toml")]
+        process = subprocess.run(line, capture_output=True, text=True, timeout=280, check=True)
+        return process.stdout + process.stderr
+
+    assert "warm after " in numbagrad("warmup")
+    assert "compiling" not in numbagrad("train")
