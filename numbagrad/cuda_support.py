@@ -952,11 +952,21 @@ def why_unavailable() -> str | None:
         return None
     try:
         if cuda.is_available() and len(cuda.gpus):
-            return None
+            return _why_too_old()
         reason = cuda.cuda_error() or "the driver finds no device, or the toolkit lacks NVVM"
     except Exception as error:
         reason = str(error)
     return " ".join(reason.split())
+
+
+def _why_too_old() -> str | None:
+    """Say whether the driver cannot load what the toolkit compiles."""
+    driver, toolkit = cuda.cudadrv.driver.driver.get_version(), cuda.runtime.get_version()
+    if driver[0] >= toolkit[0]:
+        memory()  # raises what the driver has against it
+        return None
+    serves, compiles = ("{}.{}".format(*version) for version in (driver, toolkit))
+    return f"the driver serves CUDA {serves}, which is too old for the toolkit's {compiles}"
 
 
 def describe() -> dict[str, Any]:

@@ -29,6 +29,10 @@ class Driver:
         """Let there be so much memory, in bytes."""
         self._library.driver_limit(nbytes)
 
+    def serve(self, version):
+        """Be a driver for a version of CUDA: 13000 for 13.0, 12080 for 12.8."""
+        self._library.driver_serve(version)
+
     def on_launch(self, function=None):
         """Call ``function(name, arguments)`` at each launch; arguments are addresses."""
         self._callback = CALLBACK(function) if function else CALLBACK()
@@ -58,6 +62,7 @@ def driver(pytestconfig):
     yield driver
     driver.on_launch()
     driver.limit(2**63)
+    driver.serve(13000)
 
 
 @pytest.fixture

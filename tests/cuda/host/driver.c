@@ -18,6 +18,7 @@ enum { OK, INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT = 201, NOT_FOUND = 500,
 /* ------------------------------------------------------------------ what the tests ask and tell */
 
 static int launches, replayed, waits, attached; /* `attached`: streams told to wait for an event */
+static int served = 13000;                      /* the version of CUDA, 1000 x major + 10 x minor */
 static size_t limit = SIZE_MAX;                 /* bytes of memory that there are */
 static size_t live;                             /* bytes taken now */
 static void (*on_launch)(const char *name, void **arguments);
@@ -27,6 +28,7 @@ int driver_replayed(void) { return replayed; }
 int driver_waits(void) { return waits; }
 int driver_attached(void) { return attached; }
 size_t driver_live(void) { return live; }
+void driver_serve(int version) { served = version; }
 void driver_limit(size_t bytes) { limit = bytes; }
 void driver_on_launch(void (*callback)(const char *, void **)) { on_launch = callback; }
 
@@ -63,7 +65,7 @@ static int context;
 static __thread void *current;
 
 Result cuInit(unsigned flags) { return OK; }
-Result cuDriverGetVersion(int *version) { *version = 13000; return OK; }
+Result cuDriverGetVersion(int *version) { *version = served; return OK; }
 Result cuDeviceGet(int *device, int number) { *device = 0; return number ? 101 : OK; }
 Result cuDeviceGetCount(int *count) { *count = 1; return OK; }
 Result cuDeviceGetName(char *name, int size, int device) {

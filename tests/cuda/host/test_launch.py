@@ -10,6 +10,7 @@ from cuda_kernels import gather
 import numbagrad as ng
 from numbagrad import cuda_support as cs
 from numbagrad import jit
+from numbagrad.commands import doctor
 
 
 def read(arguments, kinds):
@@ -113,3 +114,18 @@ def test_launchers_may_be_written_for_numba_cuda(driver):
     launches, replayed = driver.launches, driver.replayed
     step(x)
     assert (driver.launches - launches, driver.replayed - replayed) == (0, 2)
+
+
+def test_an_old_driver_is_named(driver):
+    assert cs.why_unavailable.__wrapped__() is None
+    driver.serve(12080)
+    reason = cs.why_unavailable.__wrapped__()
+    assert reason.startswith("the driver serves CUDA 12.8, which is too old for the toolkit's 13.")
+
+
+def test_a_doctor_tells_of_a_gpu_that_computes_wrongly(driver):
+    facts = doctor.facts()
+    assert facts["CUDA"].startswith("Stand-in, compute capability 9.0, driver for CUDA 13.0")
+    assert "40.0 GiB of 80.0 GiB are free" in facts["CUDA"]
+    assert facts["self-test"].startswith("passed")
+    assert facts["on the GPU"] == "FAILED: matmul differs from NumPy's"
