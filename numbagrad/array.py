@@ -330,6 +330,34 @@ def from_host(value: np.ndarray, device: str) -> Array:
     return Array(data, the_spec(value.shape, dtype, device))
 
 
+class Handover:
+    """A way for arrays from a thread that prepares them to the one that uses them.
+
+    A GPU gets them from memory that it reads by itself, while the host goes on.
+
+    Parameters
+    ----------
+    device
+        As `asarray` takes it.
+    places
+        How many arrays may be on their way at a time.
+    """
+
+    def __init__(self, device: str | None, places: int):
+        self._device = devices.resolve(device)
+        self._staging = devices.backend(self._device).staging(places)
+
+    def put(self, value: np.ndarray) -> tuple:
+        """Prepare an array, in any thread."""
+        dtype = supported(value.dtype)
+        return self._staging.put(value.astype(dtype, copy=False)), value.shape, dtype
+
+    def take(self, prepared: tuple) -> Array:
+        """Return a prepared array, in the thread that uses it."""
+        staged, shape, dtype = prepared
+        return Array(self._staging.send(*staged), the_spec(shape, dtype, self._device))
+
+
 def require_same_device(op: str, arrays: tuple[Array | Spec, ...]) -> str:
     """Return the device that all arrays share.
 

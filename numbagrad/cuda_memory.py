@@ -15,6 +15,7 @@ import ctypes
 import gc
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -261,6 +262,10 @@ class Memory:
         """Wait until all work is done."""
         self.stream.sync()
 
+    def staging(self, places: int) -> Staging:
+        """Return a way for a thread to prepare arrays that another sends to the GPU."""
+        return Staging(self, places)
+
     # ----------------------------------------------------------------- graphs
 
     def capture(self, run: Callable[[Any], None]) -> Any:
@@ -387,6 +392,8 @@ def _is_contiguous(layout: Layout, strides: tuple[int, ...] | None) -> bool:
 class Pinned:
     """Memory of the host that the GPU reads by itself, while the host goes on.
 
+    It is given back once the default stream is done with what it has been told so far.
+
     Attributes
     ----------
     memory
@@ -401,4 +408,62 @@ class Pinned:
         self.memory = np.frombuffer(data, np.uint8)
 
 
-__all__ = ["DeviceArray", "Layout", "Memory", "Pinned", "layout_of", "require_alike"]
+class Staging:
+    """Arrays on their way to the GPU: one thread puts them down, another sends them off.
+
+    Parameters
+    ----------
+    memory
+        The GPU's.
+    places
+        How many arrays may wait, or be under way, at a time. The next takes the place of the
+        oldest, once that has arrived.
+    """
+
+    def __init__(self, memory: Memory, places: int):
+        self._memory = memory
+        self._places: deque[_Place] = deque(_Place() for _ in range(places))
+
+    def put(self, value: np.ndarray) -> tuple[_Place, Layout]:
+        """Copy an array to where the GPU reads it by itself."""
+        self._memory.stream  # noqa: B018 - this thread can use the GPU from now on
+        place, layout = self._places[0], layout_of(value.shape, value.dtype)
+        self._places.rotate(-1)
+        target = place.ready(layout.nbytes)[: layout.nbytes]
+        np.copyto(target.view(layout.dtype).reshape(layout.shape), value)
+        return place, layout
+
+    def send(self, place: _Place, layout: Layout) -> DeviceArray:
+        """Start the copy of what was put down to the GPU; the host goes on."""
+        out = self._memory._new(layout)
+        if layout.nbytes:
+            self._memory.upload(out, place.pinned.memory.ctypes.data)
+            place.sent = self._memory.stream.record()
+        return out
+
+
+class _Place:
+    """Room for an array in pinned memory, and the event after which it is free."""
+
+    pinned: Pinned | None = None
+    sent: Any = None
+
+    def ready(self, nbytes: int) -> np.ndarray:
+        """Wait until it is free; return its memory, at least so many bytes."""
+        if self.sent is not None:
+            self.sent.sync()
+            self.sent = None
+        if self.pinned is None or self.pinned.memory.size < nbytes:
+            self.pinned = Pinned(max(nbytes, 1))
+        return self.pinned.memory
+
+
+__all__ = [
+    "DeviceArray",
+    "Layout",
+    "Memory",
+    "Pinned",
+    "Staging",
+    "layout_of",
+    "require_alike",
+]

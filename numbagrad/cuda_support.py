@@ -895,6 +895,11 @@ class SimulatedMemory:
         require_alike(target, source)
         target[...] = source.copy_to_host()
 
+    @classmethod
+    def staging(cls, places: int) -> SimpleNamespace:
+        """Return a way to hand arrays over: nothing is under way in the simulator."""
+        return SimpleNamespace(put=lambda value: (value.copy(),), send=cls.from_host)
+
     @staticmethod
     def summary() -> MemorySummary:
         """Say nothing of what is used: it is the host's memory."""

@@ -299,6 +299,18 @@ class CPU:
         return host if fits and not copy else CPU.from_host(host)
 
     @staticmethod
+    def staging(places: int) -> type[CPU]:
+        """Return what prepares arrays, as `put`, and hands them over, as `send`."""
+        return CPU
+
+    @staticmethod
+    def put(value: np.ndarray) -> tuple[np.ndarray]:
+        """Prepare an array that nobody else will change."""
+        return (value,)
+
+    send = from_host
+
+    @staticmethod
     def summary() -> MemorySummary:
         """Say what the memory is used for."""
         page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
@@ -349,6 +361,7 @@ class CUDA:
         self.capture, self.replay = memory.capture, memory.replay
         self.dlpack, self.dlpack_device = memory.dlpack, memory.dlpack_device
         self.adopt, self.summary = memory.adopt, memory.summary
+        self.staging = memory.staging
         self._checks: list[Callable] = []
         CUDA.started = self
 

@@ -93,6 +93,27 @@ def test_pinned_memory(memory):
     np.testing.assert_array_equal(memory.to_host(array), [1, 2, 3])
 
 
+def test_batches_come_from_pinned_memory_and_stay_apart(driver):
+    images = np.arange(40, dtype=np.float32).reshape(10, 2, 2, 1)
+    labels = np.arange(10)
+    loader = ng.data.DataLoader((images, labels), 3, device="cuda")
+    for _ in range(2):
+        steps, waits = iter(loader), driver.waits
+        batches = [next(steps) for _ in range(4)]
+        assert driver.waits == waits  # there is a place for each
+        assert next(steps, None) is None
+        assert [x.device for batch in batches for x in batch] == ["cuda"] * 8
+        np.testing.assert_array_equal(np.concatenate([x.numpy() for x, _ in batches]), images)
+        np.testing.assert_array_equal(np.concatenate([y.numpy() for _, y in batches]), labels)
+
+
+def test_a_place_is_used_again_once_its_array_has_arrived(driver, memory):
+    staging = memory.staging(2)
+    for extent in (3, 2, 5, 0, 4, 1, 7):  # a larger one takes new memory
+        value = np.arange(extent, dtype=np.float32)
+        np.testing.assert_array_equal(memory.to_host(staging.send(*staging.put(value))), value)
+
+
 # ---------------------------------------------------------------- what is left
 
 
