@@ -51,6 +51,6 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name == "testing":  # only tests need it
+    if name in ("inspect", "testing"):  # for people and tests, not for programs
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
