@@ -427,6 +427,17 @@ class Kernel(CPUDispatcher):
         """Return whether it is compiled for arguments of these types, here or on disk."""
         return kinds in self.overloads or self._cache.has(kinds, self.targetctx.codegen())
 
+    def listings(self, kinds: tuple[types.Type, ...]) -> tuple[str, str]:
+        """Return its LLVM and its assembly for arguments of these types.
+
+        It is compiled anew, for what is read from a cache has neither.
+        """
+        fresh = Kernel(self.py_func, self.locals, self.targetoptions)
+        fresh._cache.load_overload = lambda signature, context: None
+        fresh._cache.save_overload = lambda signature, result: None
+        fresh.compile(kinds)
+        return fresh.inspect_llvm(kinds), fresh.inspect_asm(kinds)
+
     @functools.cached_property
     def _callee(self) -> CPUDispatcher:
         """Itself as others call it; a user's is as Numba has it, for it may print or recurse."""

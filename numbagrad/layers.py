@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import device as devices
-from . import ops, random
+from . import ops, random, roofline
 from .array import FLOATS, Array, Spec, State, Symbol, asarray, staging
 from .autodiff import no_grad
 from .dispatch import Op, interpreter, make_call
@@ -356,12 +356,12 @@ class Module:
         """
         return one_array(self, self._dry_run(shape, dtype)).spec
 
-    def _dry_run(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Call the module on an array that has a shape and no values."""
+    def _dry_run(self, shape: tuple[int, ...], dtype: Any, run: Callable | None = None) -> Array:
+        """Call the module on an array that has a shape and no values; `run` stands in for ops."""
         device = next((state.device for state in self._named_states().values()), "cpu")
         x = _without_values(Spec(tuple(shape), np.dtype(dtype), device))
         try:
-            with self.evaluating(), interpreter(_infer_only):
+            with self.evaluating(), interpreter(run or _infer_only):
                 return self(x)
         except TraceError as error:
             layer = f"layer {error.layer!r}" if error.layer else "the model"
@@ -372,9 +372,12 @@ class Module:
             ) from None
 
     def summary(self, input_shape: tuple[int, ...], *, dtype: Any = "float32") -> Summary:
-        """Return a table of the layers, their output shapes and parameters.
+        """Return a table of the layers: output shapes, parameters, arithmetic, memory.
 
-        Nothing is computed and nothing changed: only shapes flow through the model.
+        Nothing is computed and nothing changed: only shapes flow through the model, as they do in
+        evaluation. Operations are those of one forward pass: two for each multiply-add of products
+        and convolutions, one for each element of an elementwise op; a training step takes about
+        three times as many. Memory is that of each layer's output, which training keeps.
 
         Parameters
         ----------
@@ -390,37 +393,54 @@ class Module:
 
         Examples
         --------
-        >>> print(Sequential(Linear(2, 3), ReLU()).summary((2,)))
-        ──────────────────────────────────────────────────
-         name    layer          output shape   parameters
-        ──────────────────────────────────────────────────
-         0       Linear(2, 3)   (1, 3)                  9
-         1       ReLU()         (1, 3)                  0
-        ──────────────────────────────────────────────────
-         total                                          9
-        ──────────────────────────────────────────────────
+        >>> print(Sequential(Linear(200, 300), ReLU()).summary((200,)))
+        ───────────────────────────────────────────────────────────────────────
+         name    layer              output shape   parameters   MFLOP   memory
+        ───────────────────────────────────────────────────────────────────────
+         0       Linear(200, 300)   (1, 300)           60,300    0.12   1.2 KB
+         1       ReLU()             (1, 300)                0    0.00   1.2 KB
+        ───────────────────────────────────────────────────────────────────────
+         total                                         60,300    0.12   2.3 KB
+        ───────────────────────────────────────────────────────────────────────
         """
         rows: list[LayerSummary] = []
         names = {id(module): name for name, module in self.named_modules()}
         counted: set[int] = set()
+        work: dict[int, float] = {}  # operations of each module's own kernels since its last row
+
+        def run(op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targets: Any) -> tuple:
+            if op.kernel is not None:
+                call = make_call(op, tuple(x.spec for x in inputs), params)
+                module = id(_calling.modules[-1])
+                work[module] = work.get(module, 0.0) + roofline.work(op, call)[0]
+            return _infer_only(op, inputs, params, targets)
 
         def observe(module: Module, out: Any) -> None:
             own = [x for x in vars(module).values() if isinstance(x, Parameter)]
-            if own or not any(module.named_children()):
+            is_leaf, ran = not any(module.named_children()), id(module) in work
+            if own or is_leaf or ran:
                 fresh = [x for x in own if id(x) not in counted]
                 counted.update(map(id, fresh))
-                shape = out.shape if isinstance(out, Array) else None
-                count = sum(x.size for x in fresh)
-                rows.append(LayerSummary(names[id(module)], repr(module), shape, count))
+                is_array = isinstance(out, Array)
+                rows.append(
+                    LayerSummary(
+                        names[id(module)],
+                        repr(module) if is_leaf else f"{type(module).__name__}, itself",
+                        out.shape if is_array else None,
+                        sum(x.size for x in fresh),
+                        work.pop(id(module), 0.0),
+                        out.size * out.dtype.itemsize if is_array and ran else 0,
+                    )
+                )
 
         with observing(observe):
             try:
-                self._dry_run((1, *input_shape), dtype)
+                self._dry_run((1, *input_shape), dtype, run)
             except ShapeError as error:
-                rows.clear()
-                counted.clear()
+                for noted in (rows, counted, work):
+                    noted.clear()
                 try:
-                    self._dry_run(input_shape, dtype)  # perhaps it is a whole batch's
+                    self._dry_run(input_shape, dtype, run)  # perhaps it is a whole batch's
                 except ShapeError:
                     raise error from None
         return Summary(rows)
@@ -512,12 +532,29 @@ def _infer_only(op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targe
 
 
 class LayerSummary(NamedTuple):
-    """One line of a `Summary`."""
+    """One line of a `Summary`.
+
+    Attributes
+    ----------
+    name, layer
+        Its path in the model, and what it is; a layer with others inside has a line of its own
+        where it computes something itself.
+    output_shape
+        None where the output is no array.
+    parameters
+        How many numbers it trains; what several layers share counts once.
+    flops
+        Operations of a forward pass.
+    nbytes
+        Of its output; 0 where that is the input, seen another way.
+    """
 
     name: str
     layer: str
     output_shape: tuple[int, ...] | None
     parameters: int
+    flops: float
+    nbytes: int
 
 
 class Summary:
@@ -528,15 +565,24 @@ class Summary:
     layers : list of LayerSummary
     parameters : int
         How many numbers the whole model trains.
+    flops : float
+        Operations of one forward pass.
+    nbytes : int
+        Of all layers' outputs together.
     """
+
+    COLUMNS = ("name", "layer", "output shape", "parameters", "MFLOP", "memory")
+    NUMBERS = COLUMNS[3:]
 
     def __init__(self, layers: list[LayerSummary]):
         self.layers = layers
         self.parameters = sum(layer.parameters for layer in layers)
+        self.flops = sum(layer.flops for layer in layers)
+        self.nbytes = sum(layer.nbytes for layer in layers)
 
-    def _cells(self) -> list[tuple[str, str, str, str]]:
+    def _cells(self) -> list[tuple[str, ...]]:
         return [
-            (row.name, row.layer, str(row.output_shape or "?"), f"{row.parameters:,}")
+            (row.name, row.layer, str(row.output_shape or "?"), *_numbers(row))
             for row in self.layers
         ]
 
@@ -546,27 +592,39 @@ class Summary:
         from rich.table import Table
 
         table = Table(box=box.HORIZONTALS, show_footer=True)
-        table.add_column("name", footer="total")
-        table.add_column("layer")
-        table.add_column("output shape")
-        table.add_column("parameters", footer=f"{self.parameters:,}", justify="right")
+        for column, total in zip(self.COLUMNS, ("total", "", "", *_numbers(self)), strict=True):
+            is_number = column in self.NUMBERS
+            table.add_column(column, total, justify="right" if is_number else "left")
         for cells in self._cells():
             table.add_row(*cells)
         text = io.StringIO()
-        Console(file=text, width=120, markup=False, highlight=False).print(table)
+        Console(file=text, width=140, markup=False, highlight=False).print(table)
         return textwrap.dedent("\n".join(map(str.rstrip, text.getvalue().splitlines())))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        columns = ("name", "layer", "output shape", "parameters")
-        total = ("total", "", "", f"{self.parameters:,}")
-        rows = [("th", columns), *(("td", cells) for cells in self._cells()), ("th", total)]
+        total = ("total", "", "", *_numbers(self))
+        rows = [("th", self.COLUMNS), *(("td", cells) for cells in self._cells()), ("th", total)]
+        sides = ["right" if column in self.NUMBERS else "left" for column in self.COLUMNS]
         lines = [
-            "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            "<tr>"
+            + "".join(
+                f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+                for cell, side in zip(cells, sides, strict=True)
+            )
+            + "</tr>"
             for tag, cells in rows
         ]
         return "<table>" + "".join(lines) + "</table>"
+
+
+def _numbers(row: LayerSummary | Summary) -> tuple[str, str, str]:
+    return f"{row.parameters:,}", f"{row.flops / 1e6:,.2f}", _memory(row.nbytes)
+
+
+def _memory(nbytes: int) -> str:
+    return f"{nbytes / 1024:,.1f} KB" if nbytes < 1 << 20 else f"{nbytes / (1 << 20):,.1f} MB"
 
 
 # --------------------------------------------------------------- containers

@@ -158,11 +158,23 @@ def test_summary(shape):
         (batch, 8, 8, 4), (batch, 8, 8, 4), (batch, 4, 4, 4), (batch, 64), (batch, 64), (batch, 2)
     ]  # fmt: skip
     assert summary.parameters == 3 * 3 * 3 * 4 + 4 + 8 + 64 * 2 + 2
+    conv, norm, pool, flat, dropout, linear = summary.layers
+    assert conv.flops == 2 * batch * 64 * 27 * 4
+    assert linear.flops == 2 * batch * 64 * 2
+    assert (pool.nbytes, flat.nbytes, dropout.nbytes) == (4 * batch * 64, 0, 0)
+    assert summary.flops == conv.flops + norm.flops + linear.flops
+    assert summary.nbytes == 4 * batch * (2 * 256 + 64 + 2)
     assert "Conv2d(3, 4, 3, padding=1)" in str(summary)
     assert summary._repr_html_().count("<tr>") == 8
     assert model.training
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def test_summary_counts_what_a_block_does_itself():
+    rows = {row.name: row for row in ng.models.resnet8().summary((32, 32, 3)).layers}
+    assert rows["3"].layer == "ResidualBlock, itself"
+    assert (rows["3"].parameters, rows["3"].flops) == (0, 32 * 32 * 16)  # the sum
 
 
 def test_summary_runs_no_kernel_and_draws_nothing(monkeypatch):
