@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import gc
+import os
 import sys
 
 import pytest
@@ -11,6 +12,8 @@ from numbagrad.jit import cache_dir
 # The same examples in every run, and no clock: a first call compiles.
 settings.register_profile("numbagrad", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("numbagrad")
+
+os.environ["NUMBAGRAD_OFFLINE"] = "1"  # tests ask no server but their own
 
 if sys.platform == "darwin":  # numba-cuda has no build for macOS
     collect_ignore = ["cuda_kernels.py", "test_cuda_support.py", "test_mirror.py"]

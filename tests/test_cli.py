@@ -97,10 +97,10 @@ def test_divergence_names_the_learning_rate_that_was_given():
 
 
 def test_errors_of_ours_are_one_line(monkeypatch):
-    monkeypatch.delenv("NUMBAGRAD_DATA", raising=False)
+    monkeypatch.setenv("NUMBAGRAD_DATA", "/nowhere")
     result = run("train", "lenet", "--data", "mnist")
     assert result.exit_code == 1
-    assert result.stderr.startswith("numbagrad: mnist: no folder to look in")
+    assert result.stderr.startswith("numbagrad: mnist: /nowhere/mnist has no train-images")
     assert result.stderr.count("\n") == 1
 
 
