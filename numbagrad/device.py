@@ -305,10 +305,13 @@ class CPU:
 
     @staticmethod
     def put(value: np.ndarray) -> tuple[np.ndarray]:
-        """Prepare an array that nobody else will change."""
-        return (value,)
+        """Copy an array into a buffer."""
+        return (CPU.from_host(value),)
 
-    send = from_host
+    @staticmethod
+    def send(data: np.ndarray) -> np.ndarray:
+        """Return the buffer: it is where it is wanted."""
+        return data
 
     @staticmethod
     def summary() -> MemorySummary:

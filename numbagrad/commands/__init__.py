@@ -3,7 +3,7 @@
 ===============  ==================================================================
 ``config.py``    a training as a TOML file: net, data, solver
 ``runs.py``      a run's folder: training into it, going on, opening it again
-``pictures.py``  image files as what a network takes, and back
+``pictures.py``  arrays as image files
 ``report.py``    a run as one HTML page (``report.html`` is its frame)
 ``charts.py``    the page's drawings
 ``demo.py``      the demonstration
