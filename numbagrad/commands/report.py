@@ -237,7 +237,12 @@ def _picture(image: np.ndarray, caption: str, alt: str) -> str:
 
 def _network(trained: runs.Trained) -> str:
     summary = trained.model.summary(trained.shape)
-    return f'<div class="scroll">{summary._repr_html_()}</div>'
+    graph = inspect.graph(trained.model, trained.shape)
+    return (
+        f'<div class="scroll">{summary._repr_html_()}</div>'
+        "<p>Operations and memory are those of a forward pass on one image.</p>"
+        f"<h3>What passes from layer to layer</h3>{graph._repr_html_()}"
+    )
 
 
 def _time(trained: runs.Trained, train_set: data.Dataset) -> str:
