@@ -20,9 +20,10 @@ POINTS = 400  # in a curve; of more, each second one is left out
 class LiveCurves(Callback):
     """Draw loss and accuracy in a notebook while `fit` runs, at most five times a second.
 
-    The loss of training is the mean over the epoch's steps so far, drawn several times in an epoch.
-    The drawing is a few kilobytes of SVG whatever the length of the training, so the notebook stays
-    quick. Outside a notebook nothing is drawn.
+    The loss of training is the mean over the steps since the drawing before; of an epoch that was
+    not drawn, the mean over all its steps, in its middle. The drawing is a few kilobytes of SVG
+    whatever the length of the training, so the notebook stays quick. Outside a notebook nothing is
+    drawn.
 
     Attributes
     ----------
@@ -46,12 +47,14 @@ class LiveCurves(Callback):
         self._handle: Any = None
         self._drawn = 0.0
         self._losses: list[tuple[float, float]] = []
+        self._summed = 0.0, 0  # loss and images of this epoch that are in the curve
         self._history = History()
 
     def begin(self, run: Run) -> None:
         """Make room for the drawing."""
         self._history = run.history
-        self._losses = run.history.series("loss")["train"]
+        self._losses = [(x - 0.5, y) for x, y in run.history.series("loss")["train"]]
+        self._summed = 0.0, 0
         ipython = sys.modules.get("IPython")
         if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):
             from IPython.display import display
@@ -61,12 +64,18 @@ class LiveCurves(Callback):
     def step(self, run: Run) -> None:
         """Draw if it is time."""
         if self._handle is not None and time.perf_counter() - self._drawn > INTERVAL:
-            self._add(run.steps / len(run.loader), run.loss)
+            total, images = run.summed_loss()
+            before, seen = self._summed
+            if images > seen:
+                self._add(run.steps / len(run.loader), (total - before) / (images - seen))
+                self._summed = total, images
             self._draw()
 
     def epoch(self, run: Run, epoch: Epoch) -> None:
         """Draw if it is time."""
-        self._add(epoch.epoch, epoch.train_loss)
+        if not self._summed[1]:
+            self._add(epoch.epoch - 0.5, epoch.train_loss)
+        self._summed = 0.0, 0
         if time.perf_counter() - self._drawn > INTERVAL:
             self._draw()
 

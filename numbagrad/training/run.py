@@ -85,11 +85,13 @@ class Run:
         """How many steps were done, those before a resume too."""
         return len(self.history.epochs) * len(self.loader) + self._batch
 
-    @property
-    def loss(self) -> float:
-        """The mean loss of this epoch's steps so far, which waits for the device; NaN at first."""
+    def summed_loss(self) -> tuple[float, int]:
+        """Return the sum of the losses of this epoch's images so far, and how many they are.
+
+        It waits for the device.
+        """
         self._meter.read()
-        return self._meter.loss if self._meter.images else math.nan
+        return self._meter.summed_loss, self._meter.images
 
     def mean_loss(self, images: Array, labels: Array) -> Array:
         """Return the loss of the model on a batch, as training computes it."""
