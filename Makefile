@@ -55,8 +55,9 @@ test-cpus: $(DEV) ## part of the CPU tests with kernels as for other, simpler pr
 			$(CPU_TESTS) || exit 1; \
 	done
 
-test-cuda: $(CUDA) ## CUDA tests without a GPU: the simulator, then every kernel compiled offline
+test-cuda: $(CUDA) ## CUDA tests without a GPU: simulator, a stand-in driver, every kernel compiled
 	NUMBA_ENABLE_CUDASIM=1 $(PYTEST) -n $(WORKERS) tests/cuda/sim tests/cuda/device
+	$(PYTEST) tests/cuda/host
 	$(PYTEST) -n $(WORKERS) tests/cuda/offline
 
 test-peers: $(PEERS) ## the same numbers as PyTorch

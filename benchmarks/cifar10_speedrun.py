@@ -382,7 +382,7 @@ def main(
     until = time.monotonic() + seconds
     device = ng.device.resolve(device)
     if level is None:
-        has_tf32 = device == "cuda" and hasattr(ng, "matmul_precision") and not rehearse
+        has_tf32 = device == "cuda" and precision.OURS_IN_TF32 and not rehearse
         level = "high" if has_tf32 else "highest"
     if rehearse:
         settings = TINY

@@ -20,6 +20,9 @@ from .results import COMPILED, OURS
 from .twins import jax_adam, jax_moments, jax_twin, torch_twin
 
 LEARNING_RATE = 1e-3
+# Of the loss, before, and after one and two steps. Adam's first steps are all of one length: where
+# a gradient is next to nothing, rounding decides which way they go.
+STEP_TOLERANCE = 1e-2
 
 # ------------------------------------------------------------ training steps
 
@@ -45,9 +48,7 @@ def step_cases() -> list[Case]:
             f"{name}, batch {batch}",
             "",
             partial(_prepare_step, name, size, channels, batch, batch in compiled),
-            # Of the loss, before, and after one and two steps. Adam's first steps are all of one
-            # length: where a gradient is next to nothing, rounding decides which way they go.
-            tolerance=1e-2,
+            tolerance=STEP_TOLERANCE,
             quick=(name, batch) in TARGETED,
         )
         for name, size, channels, batches, compiled in STEPS

@@ -148,15 +148,19 @@ class Array:
 
     # --------------------------------------------------------------- exchange
 
-    def _host(self) -> np.ndarray:
-        """Return the values as a NumPy array that must not be written to."""
+    def _known_data(self) -> Any:
+        """Return the buffer, unless its content is only known when a trace is replayed."""
         if isinstance(self._data, Symbol):
             raise TraceError(
                 f"{users_line()} needs the value of an array that is only computed when the traced "
                 f"function is replayed (made at {self._data.where}). Return the array and look at "
                 "it outside, or choose between values with ng.where."
             )
-        return devices.backend(self.device).to_host(self._data)
+        return self._data
+
+    def _host(self) -> np.ndarray:
+        """Return the values as a NumPy array that must not be written to."""
+        return devices.backend(self.device).to_host(self._known_data())
 
     def numpy(self) -> np.ndarray:
         """Return the values as a new NumPy array, copied from the device.
@@ -199,13 +203,14 @@ class Array:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return devices.backend(self.device).cuda_array_interface(self._data)
+        return devices.backend(self.device).cuda_array_interface(self._known_data())
 
-    def __dlpack__(self, **options):
-        return self.__array__(copy=True).__dlpack__(**options)
+    def __dlpack__(self, **options: Any) -> Any:
+        """Share a GPU's memory, which must not be written to; a CPU's is copied."""
+        return devices.backend(self.device).dlpack(self._known_data(), **options)
 
-    def __dlpack_device__(self):
-        return self._host().__dlpack_device__()
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return devices.backend(self.device).dlpack_device(self._known_data())
 
     def __bool__(self) -> bool:
         if self.size != 1:
@@ -292,25 +297,65 @@ class State(Array):
     def __array__(self, dtype=None, copy=None):
         return super().__array__(dtype, copy=True)  # a view would change under its holder
 
-    def _host(self) -> np.ndarray:
+    def _known_data(self) -> Any:
         if staging.trace is not None:
             raise TraceError(
                 f"{users_line()} needs the value of a Parameter or Buffer (weights, statistics, a "
                 "learning rate), which will be another one when the traced function is replayed. "
                 "Use it in ops only; read it, and change opt.lr, outside."
             )
-        return super()._host()
+        return super()._known_data()
+
+
+def supported(dtype: np.dtype) -> np.dtype:
+    """Return a dtype in this machine's byte order.
+
+    Raises
+    ------
+    DTypeError
+        If arrays cannot have it.
+    """
+    native = np.dtype(dtype.type)
+    if native not in DTYPES:
+        names = ", ".join(str(known) for known in DTYPES)
+        raise DTypeError(f"dtype {dtype} is not supported; convert to one of: {names}")
+    return native
 
 
 def from_host(value: np.ndarray, device: str) -> Array:
     """Copy a NumPy array to a device."""
     value = np.asarray(value)
-    dtype = np.dtype(value.dtype.type)  # in this machine's byte order
-    if dtype not in DTYPES:
-        names = ", ".join(str(known) for known in DTYPES)
-        raise DTypeError(f"dtype {value.dtype} is not supported; convert to one of: {names}")
+    dtype = supported(value.dtype)
     data = devices.backend(device).from_host(value.astype(dtype, copy=False))
     return Array(data, the_spec(value.shape, dtype, device))
+
+
+class Handover:
+    """A way for arrays from a thread that prepares them to the one that uses them.
+
+    A GPU gets them from memory that it reads by itself, while the host goes on.
+
+    Parameters
+    ----------
+    device
+        As `asarray` takes it.
+    places
+        How many arrays may be on their way at a time.
+    """
+
+    def __init__(self, device: str | None, places: int):
+        self._device = devices.resolve(device)
+        self._staging = devices.backend(self._device).staging(places)
+
+    def put(self, value: np.ndarray) -> tuple:
+        """Prepare an array, in any thread."""
+        dtype = supported(value.dtype)
+        return self._staging.put(value.astype(dtype, copy=False)), value.shape, dtype
+
+    def take(self, prepared: tuple) -> Array:
+        """Return a prepared array, in the thread that uses it."""
+        staged, shape, dtype = prepared
+        return Array(self._staging.send(*staged), the_spec(shape, dtype, self._device))
 
 
 def require_same_device(op: str, arrays: tuple[Array | Spec, ...]) -> str:
@@ -339,7 +384,7 @@ def asarray(
     Parameters
     ----------
     x
-        The values. They are copied.
+        The values. They are copied. An array of CuPy or PyTorch on a GPU stays there.
     dtype
         The dtype wanted. By default Python floats become float32 and NumPy arrays keep theirs.
     device
@@ -372,6 +417,9 @@ def asarray(
         array = x.astype(x.dtype if dtype is None else dtype)
         if requires_grad and not array.requires_grad:
             array = array.detach()  # another object: x itself stays as it is
+    elif hasattr(x, "__cuda_array_interface__"):
+        array = from_dlpack(x, device=device, copy=True)
+        array = array.astype(array.dtype if dtype is None else dtype)
     else:
         host = np.asarray(x)
         if dtype is not None:
@@ -384,3 +432,67 @@ def asarray(
             raise DTypeError(f"asarray: only floats have gradients, got dtype {array.dtype}")
         array.requires_grad = True
     return array
+
+
+def from_dlpack(x: Any, *, device: str | None = None, copy: bool | None = None) -> Array:
+    """Take over an array of another library, such as PyTorch, CuPy or JAX, with its memory.
+
+    Parameters
+    ----------
+    x
+        Has ``__dlpack__``, or ``__cuda_array_interface__``. As long as the result is in use, nobody
+        may write to it: arrays are values.
+    device
+        Where it should be; nothing moves, another device than its own is an error.
+    copy
+        True: always copy. False: never. By default what is not C-contiguous is copied, on the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If it is on another device than asked for, or on one that numbagrad does not use.
+    DTypeError
+        If arrays cannot have its dtype.
+    BufferError
+        If it would have to be copied, and must not; on a GPU, if it is not C-contiguous.
+
+    Notes
+    -----
+    Source: "Data interchange mechanisms", Python array API standard.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from_dlpack(np.ones((2, 2)))
+    Array([[1., 1.],
+           [1., 1.]], dtype=float64)
+    """
+    where = _where(x)
+    if device is not None and devices.resolve(device) != where:
+        raise DeviceError(
+            f"from_dlpack: the array is on {where!r}; nothing moves by itself, take it over "
+            f"there and call .to({device!r})"
+        )
+    data = devices.backend(where).adopt(x, copy)
+    return Array(data, the_spec(tuple(data.shape), supported(data.dtype), where))
+
+
+_DLPACK_DEVICES = {1: "cpu", 2: "cuda", 3: "cpu"}  # 3: memory of the host, pinned for a GPU
+
+
+def _where(x: Any) -> str:
+    """Return the device of another library's array."""
+    if hasattr(x, "__dlpack_device__"):
+        number, _ = x.__dlpack_device__()
+        if number not in _DLPACK_DEVICES:
+            raise DeviceError(
+                f"from_dlpack: the array is on DLPack's device {int(number)}; numbagrad uses CPUs "
+                "and NVIDIA's GPUs"
+            )
+        return _DLPACK_DEVICES[number]
+    if hasattr(x, "__cuda_array_interface__"):
+        return "cuda"
+    raise TypeError(
+        f"from_dlpack: a {type(x).__name__} has neither __dlpack__ nor __cuda_array_interface__; "
+        "ng.asarray copies numbers and lists"
+    )

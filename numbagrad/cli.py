@@ -311,6 +311,9 @@ def demo(
 
 @_command
 def doctor() -> None:
-    """Say what numbagrad finds on this machine, and try a kernel."""
-    for name, fact in diagnosis.facts().items():
+    """Say what numbagrad finds on this machine, and try a kernel on each device."""
+    facts = diagnosis.facts()
+    for name, fact in facts.items():
         print(f"{name:>12}  {fact}".replace("\n", "\n" + " " * 14))
+    if any(fact.startswith(diagnosis.FAILED) for fact in facts.values()):
+        raise typer.Exit(1)

@@ -20,6 +20,7 @@ shift are exact on both (a GPU compiles them to one ``mul.wide.u32``). Write sum
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import math
@@ -28,16 +29,19 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from types import MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from . import jit
+from .cuda_memory import DeviceArray, Memory, require_alike
 from .errors import DeviceError
+from .memory import MemorySummary
 
 INSTALL = 'pip install "numbagrad[cuda]"'
 
@@ -52,7 +56,6 @@ try:
     import numba_cuda
     from numba import config, cuda
     from numba.cuda import types
-    from numba.cuda.core.errors import NumbaPerformanceWarning
     from numba.cuda.np.numpy_support import from_dtype
     from numba.cuda.simulator import kernel as simulator
     from numba.cuda.typing.typeof import typeof
@@ -63,7 +66,6 @@ SIMULATOR: bool = bool(config.ENABLE_CUDASIM)
 
 if not SIMULATOR:
     from llvmlite import ir
-    from numba.cuda.cudadrv.devicearray import DeviceNDArray
     from numba.cuda.extending import intrinsic
 
 # Compile-time constants inside kernels; small in the simulator, which runs a GPU thread in Python.
@@ -71,8 +73,7 @@ BLOCK: int = 8 if SIMULATOR else 256  # threads per block of an elementwise laun
 TILE: int = 4 if SIMULATOR else 16  # edge of a tile in shared memory
 
 Kernel = Any  # what @cuda.jit makes of a function
-Stream = Any  # a numba.cuda stream, or 0 for the default one
-DeviceArray = Any  # numba.cuda's DeviceNDArray, or the simulator's stand-in for it
+Stream = Any  # of cuda.core, or what builds a graph; 0 in the simulator
 Grid = int | tuple[int, ...]  # blocks in a grid, or threads in a block
 
 # ---------------------------------------------------------------------------------------------
@@ -150,9 +151,8 @@ TWO_BLOCKS: dict[str, int] = {} if SIMULATOR else {"max_registers": 128}
 
 def is_aligned(array: DeviceArray) -> bool:
     """Say, to a launcher, whether an array starts at a multiple of 16 bytes: a slice may not."""
-    if SIMULATOR or isinstance(array, np.ndarray):
-        return array.ctypes.data % 16 == 0
-    return array.__cuda_array_interface__["data"][0] % 16 == 0
+    address = array.address if isinstance(array, DeviceArray) else array.ctypes.data
+    return address % 16 == 0
 
 
 if SIMULATOR:
@@ -379,7 +379,7 @@ def launch(kernel: Kernel, grid: Grid, block: Grid, stream: Stream, *args: Any) 
         _signature(kernel, args)  # the simulator takes anything; a GPU does not
         _simulate(kernel, grid, block, args)
     else:
-        _configured(kernel, grid, block, stream)(*args)
+        _launch(kernel, grid, block, stream, args)
 
 
 class Launches(set):
@@ -441,20 +441,97 @@ def _type_of(value: Any) -> types.Type:
         return types.BaseTuple.from_types([_type_of(element) for element in value])
     if isinstance(value, (bool, int, np.generic)):
         return typeof(value)
-    if hasattr(value, "_numba_type_"):  # a device array
+    if isinstance(value, DeviceArray):
+        return types.Array(from_dtype(value.dtype), value.ndim, "C")
+    if hasattr(value, "_numba_type_"):  # the simulator's
         return value._numba_type_
     if isinstance(value, float):
         raise TypeError("a Python float, so float64: pass x.dtype.type(value)")
     raise TypeError(f"of type {type(value).__name__}: pass arrays, numbers, or tuples of numbers")
 
 
+def _launch(kernel: Kernel, grid: Grid, block: Grid, stream: Stream, args: tuple) -> None:
+    """Start a kernel on the GPU, compiled at the first launch with arguments of these kinds.
+
+    numba-cuda's own way takes ten times as long: it works out the types of arguments anew at
+    each launch, and asks the driver what it knows.
+    """
+    kinds: list[Any] = [kernel]
+    words: list[Any] = []
+    for value in args:
+        if type(value) is DeviceArray:
+            layout = value.layout
+            kinds.append(layout.kind)
+            words += layout.head
+            words.append(value.address)
+            words += layout.tail
+        elif type(value) is tuple:
+            kinds += [len(value), *map(type, value)]
+            words += value
+        else:
+            kinds.append(type(value))
+            words.append(value)
+    memory().stream  # noqa: B018 - this thread can use the GPU from now on
+    code = _loaded.get(tuple(kinds)) or _load(kernel, args, tuple(kinds))
+    _start()(stream, _config(grid, block), code, *words)
+
+
+_loaded: dict[tuple, Any] = {}  # code on the GPU, by kernel and kinds of arguments
+
+
+@cache
+def _start() -> Callable:
+    from cuda.core import launch
+
+    return launch
+
+
 @lru_cache(maxsize=4096)
-def _configured(kernel: Kernel, grid: Grid, block: Grid, stream: Stream) -> Callable:
-    """Hold the configured kernel; numba-cuda itself remembers 128 for all kernels together."""
-    with _one_at_a_time, warnings.catch_warnings():
-        # A grid under 128 blocks is nothing to warn about: small networks are our business.
-        warnings.simplefilter("ignore", NumbaPerformanceWarning)
-        return kernel[grid, block, stream]
+def _config(grid: Grid, block: Grid) -> Any:
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=grid, block=block)
+
+
+def _load(kernel: Kernel, args: tuple, kinds: tuple) -> Any:
+    """Put a kernel's code on the GPU: from the disk, or compiled now."""
+    from cuda.core import ObjectCode
+
+    signature = _signature(kernel, args)
+    with _one_at_a_time:
+        if kinds not in _loaded:
+            cubin = _cubin(kernel, signature, tuple(memory().device.compute_capability))
+            _loaded[kinds] = ObjectCode.from_cubin(cubin).get_kernel(entry_of(cubin))
+    return _loaded[kinds]
+
+
+def _cubin(kernel: Kernel, signature: tuple[types.Type, ...], cc: tuple[int, int]) -> bytes:
+    """Return a kernel's machine code, which the disk keeps under all that it depends on."""
+    content = jit.content_key(kernel)
+    name = kernel.__name__
+    path = None
+    if content is not None:  # else it refers to what cannot be told from another
+        versions = numba_cuda.__version__, *cuda.runtime.get_version()
+        text = f"{content}|{signature}|{cc}|{versions}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:24]
+        path = jit.cache_dir() / f"{name}-{digest}.cubin"
+        with suppress(OSError):
+            return path.read_bytes()
+    with jit.announced(name):
+        cubin = compile_offline(kernel, signature, cc).cubin
+    if path is not None:
+        with suppress(OSError):  # a full disk costs the next process a compile
+            jit.write_atomically(path, cubin)
+    return cubin
+
+
+def entry_of(cubin: bytes) -> str:
+    """Return the name of the kernel in machine code: the one whose parameters have a bank."""
+    (name,) = set(_PARAMETERS.findall(cubin))
+    return name.decode()
+
+
+_PARAMETERS = re.compile(rb"\.nv\.constant0\.([\w$.]+)\0")
 
 
 @contextmanager
@@ -765,19 +842,92 @@ def _compile_and_link(
 # ---------------------------------------------------------------------------------------------
 
 
-def empty(shape: tuple[int, ...], dtype: Any, stream: Stream = 0) -> DeviceArray:
-    """Allocate a C-contiguous device array; what is in it is undefined."""
-    return cuda.device_array(shape, np.dtype(dtype), stream=stream)
+@cache
+def memory() -> Memory | SimulatedMemory:
+    """Return the memory of the GPU, or of the simulated one."""
+    return SimulatedMemory() if SIMULATOR else Memory()
 
 
-def to_device(array: np.ndarray, stream: Stream = 0) -> DeviceArray:
-    """Copy a NumPy array to the device; the array may be changed once this returns."""
-    out = empty(array.shape, array.dtype, stream)
-    if array.size:
-        # numba-cuda drops axes of stride 0, as x[:, None] has one.
-        host = array.copy() if 0 in array.strides else np.asarray(array, order="C")
-        out.copy_to_device(host, stream=stream)
-    return out
+class SimulatedMemory:
+    """The simulator's memory, which is the host's: the same as `Memory`, in NumPy."""
+
+    stream = 0  # the only one
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        return cuda.device_array(shape, np.dtype(dtype))
+
+    @classmethod
+    def allocator(cls, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[], DeviceArray]:
+        return partial(cls.empty, shape, dtype)
+
+    @classmethod
+    def from_host(cls, value: np.ndarray) -> DeviceArray:
+        out = cls.empty(value.shape, value.dtype)
+        out[...] = value
+        return out
+
+    @staticmethod
+    def rows(array: DeviceArray, start: int, stop: int) -> DeviceArray:
+        if not 0 <= start <= stop <= len(array):
+            raise IndexError(f"rows {start}:{stop} of an array of {len(array)} rows")
+        return array[start:stop]
+
+    @staticmethod
+    def carve(
+        array: DeviceArray, start: int, shape: tuple[int, ...], dtype: np.dtype
+    ) -> DeviceArray:
+        stop = start + math.prod(shape) * dtype.itemsize
+        if not 0 <= start <= stop <= array.size:
+            raise IndexError(f"bytes {start}:{stop} of {array.size} bytes")
+        return array[start:stop].view(dtype).reshape(shape)
+
+    @staticmethod
+    def to_host(array: DeviceArray) -> np.ndarray:
+        return array.copy_to_host()
+
+    @classmethod
+    def copy(cls, array: DeviceArray) -> DeviceArray:
+        return cls.from_host(array.copy_to_host())
+
+    @staticmethod
+    def copy_into(target: DeviceArray, source: DeviceArray) -> None:
+        require_alike(target, source)
+        target[...] = source.copy_to_host()
+
+    @classmethod
+    def staging(cls, places: int) -> SimpleNamespace:
+        """Return a way to hand arrays over: nothing is under way in the simulator."""
+        return SimpleNamespace(put=lambda value: (value.copy(),), send=cls.from_host)
+
+    @staticmethod
+    def summary() -> MemorySummary:
+        """Say nothing of what is used: it is the host's memory."""
+        return MemorySummary("cuda", 0, 0, 0, 0)
+
+    @staticmethod
+    def dlpack_device(array: DeviceArray) -> tuple[int, int]:
+        raise BufferError("a simulated GPU's memory cannot be shared: use x.numpy()")
+
+    @classmethod
+    def dlpack(cls, array: DeviceArray, **options: Any) -> Any:
+        return cls.dlpack_device(array)
+
+    @staticmethod
+    def adopt(x: Any, copy: bool | None = None) -> DeviceArray:
+        raise DeviceError("a simulated GPU cannot read another's memory: copy it to NumPy first")
+
+    @staticmethod
+    def capture(run: Callable[[Stream], None]) -> None:
+        """Return None: there are no graphs."""
+
+    @staticmethod
+    def replay(graph: None) -> None:
+        """Do nothing: there are no graphs."""
+
+    @staticmethod
+    def synchronize() -> None:
+        """Do nothing: a simulated kernel has finished when its launch returns."""
 
 
 def constant(array: np.ndarray) -> np.ndarray | DeviceArray:
@@ -792,91 +942,7 @@ def constant(array: np.ndarray) -> np.ndarray | DeviceArray:
 
 @lru_cache(maxsize=4096)
 def _constant(content: bytes, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
-    return to_device(np.frombuffer(content, dtype).reshape(shape))
-
-
-def to_host(array: DeviceArray, stream: Stream = 0) -> np.ndarray:
-    """Wait for the stream, and copy a device array to a new NumPy array."""
-    if not array.size:
-        synchronize(stream)  # a kernel's error must show here, even when there is nothing to copy
-        return np.empty(tuple(array.shape), array.dtype)
-    out = array.copy_to_host(stream=stream)
-    synchronize(stream)
-    return out
-
-
-def reshape(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
-    """View a contiguous device array in another shape of the same size; nothing is copied."""
-    if math.prod(shape) != array.size:
-        raise ValueError(f"cannot reshape {tuple(array.shape)} to {tuple(shape)}")
-    if SIMULATOR or isinstance(array, np.ndarray):  # the latter while launches are recorded
-        return array.reshape(shape)
-    return _view(array, shape, array.dtype, array.gpu_data)
-
-
-def slice_rows(array: DeviceArray, lo: int, hi: int) -> DeviceArray:
-    """View rows ``lo`` to ``hi`` (exclusive) of the leading axis; nothing is copied."""
-    if not 0 <= lo <= hi <= array.shape[0]:
-        raise IndexError(f"rows {lo}:{hi} of an array of {array.shape[0]} rows")
-    if SIMULATOR:
-        return array[lo:hi]
-    row = array.dtype.itemsize * math.prod(array.shape[1:])
-    memory = array.gpu_data.view(lo * row, hi * row)
-    return _view(array, (hi - lo, *array.shape[1:]), array.dtype, memory)
-
-
-def carve(memory: DeviceArray, start: int, shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
-    """View what lies at byte number ``start`` of an array of uint8; nothing is copied."""
-    stop = start + dtype.itemsize * math.prod(shape)
-    if not 0 <= start <= stop <= memory.size:
-        raise IndexError(f"bytes {start}:{stop} of {memory.size} bytes")
-    if SIMULATOR:
-        return memory[start:stop].view(dtype).reshape(shape)
-    return _view(memory, shape, dtype, memory.gpu_data.view(start, stop))
-
-
-def _view(array: DeviceArray, shape: tuple[int, ...], dtype: np.dtype, memory: Any) -> DeviceArray:
-    # DeviceNDArray's own reshape and slicing go wrong at zero size and lose the stream.
-    strides = tuple(dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
-    return DeviceNDArray(shape, strides, dtype, stream=array.stream, gpu_data=memory)
-
-
-def copy(array: DeviceArray, stream: Stream = 0) -> DeviceArray:
-    """Copy a device array to a new one."""
-    out = empty(array.shape, array.dtype, stream)
-    copy_into(out, array, stream)
-    return out
-
-
-def copy_into(target: DeviceArray, source: DeviceArray, stream: Stream = 0) -> None:
-    """Overwrite a device array with another of the same shape and dtype."""
-    if tuple(target.shape) != tuple(source.shape) or target.dtype != source.dtype:
-        raise ValueError(
-            f"cannot copy {source.dtype} of shape {tuple(source.shape)} "
-            f"into {target.dtype} of shape {tuple(target.shape)}"
-        )
-    if source.size:
-        target.copy_to_device(source.copy_to_host() if SIMULATOR else source, stream=stream)
-
-
-def cuda_array_interface(array: DeviceArray) -> dict[str, Any]:
-    """Describe a device array to other libraries, by version 3 of the CUDA array interface.
-
-    Wait for the array first: no stream is named. It is not marked as read-only, since PyTorch
-    takes no array that is.
-    """
-    return {**array.__cuda_array_interface__, "stream": None}
-
-
-def synchronize(stream: Stream = 0) -> None:
-    """Wait until all work on a stream is done, or on the whole device if none is given."""
-    (stream or cuda).synchronize()
-
-
-@cache
-def default_stream() -> Stream:
-    """Return the default stream, always the same object, so that `launch` can hold on to it."""
-    return cuda.default_stream()
+    return memory().from_host(np.frombuffer(content, dtype).reshape(shape))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -891,11 +957,21 @@ def why_unavailable() -> str | None:
         return None
     try:
         if cuda.is_available() and len(cuda.gpus):
-            return None
+            return _why_too_old()
         reason = cuda.cuda_error() or "the driver finds no device, or the toolkit lacks NVVM"
     except Exception as error:
         reason = str(error)
     return " ".join(reason.split())
+
+
+def _why_too_old() -> str | None:
+    """Say whether the driver cannot load what the toolkit compiles."""
+    driver, toolkit = cuda.cudadrv.driver.driver.get_version(), cuda.runtime.get_version()
+    if driver[0] >= toolkit[0]:
+        memory()  # raises what the driver has against it
+        return None
+    serves, compiles = ("{}.{}".format(*version) for version in (driver, toolkit))
+    return f"the driver serves CUDA {serves}, which is too old for the toolkit's {compiles}"
 
 
 def describe() -> dict[str, Any]:

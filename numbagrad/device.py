@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import math
 import mmap
+import os
 import sys
 import threading
 import warnings
@@ -28,6 +29,7 @@ import numpy as np
 
 from . import kernels_cpu
 from .errors import DeviceError, nearest
+from .memory import MemorySummary
 
 DEVICES = ("cpu", "cuda")
 MAX_CHECKS = 256  # error flags that may wait for the next read
@@ -143,6 +145,11 @@ class Pool:
                 return chunk, start, start + size
         self._chunks.append(_Chunk(max(size, CHUNK, self.mapped)))
         return self._chunks[-1], self._chunks[-1].take(size), size
+
+    @property
+    def used(self) -> int:
+        """Bytes of the arrays that there are."""
+        return sum(lease.stop - lease.start for lease in [*self._leases.values()])
 
     @property
     def mapped(self) -> int:
@@ -273,6 +280,47 @@ class CPU:
         """Do nothing: CPU kernels have finished when they return."""
 
     @staticmethod
+    def dlpack(data: np.ndarray, **options: Any) -> Any:
+        """Return a DLPack capsule, of a copy: who gets it may write to it."""
+        return data.copy().__dlpack__(**options)
+
+    @staticmethod
+    def dlpack_device(data: np.ndarray) -> tuple[int, int]:
+        """Return DLPack's numbers for the device."""
+        return data.__dlpack_device__()
+
+    @staticmethod
+    def adopt(x: Any, copy: bool | None = None) -> np.ndarray:
+        """Return another library's array as a buffer: in the same memory, or copied if it must."""
+        host = np.from_dlpack(x)
+        fits = host.flags.c_contiguous and host.flags.aligned
+        if not fits and copy is False:
+            raise BufferError("from_dlpack: the array is not C-contiguous: copy=None copies it")
+        return host if fits and not copy else CPU.from_host(host)
+
+    @staticmethod
+    def staging(places: int) -> type[CPU]:
+        """Return what prepares arrays, as `put`, and hands them over, as `send`."""
+        return CPU
+
+    @staticmethod
+    def put(value: np.ndarray) -> tuple[np.ndarray]:
+        """Prepare an array that nobody else will change."""
+        return (value,)
+
+    send = from_host
+
+    @staticmethod
+    def summary() -> MemorySummary:
+        """Say what the memory is used for."""
+        page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+        free, total = (
+            page * os.sysconf(name) if name in getattr(os, "sysconf_names", ()) else 0
+            for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+        )
+        return MemorySummary("cpu", pool.used, pool.mapped, free, total)
+
+    @staticmethod
     def cuda_array_interface(data: np.ndarray) -> dict[str, Any]:
         """Describe the buffer to other CUDA libraries, which then share it.
 
@@ -289,6 +337,7 @@ class CUDA:
 
     name = "cuda"
     defers_checks = True
+    started: CUDA | None = None  # the backend, once something has asked for it
 
     def __init__(self):
         from . import cuda_support
@@ -302,47 +351,36 @@ class CUDA:
         from . import kernels_cuda
 
         self.support = cuda_support
+        self.memory = memory = cuda_support.memory()
         self.kernels = kernels_cuda
         self.is_simulator = cuda_support.SIMULATOR
-        self.stream = cuda_support.default_stream()
-        self.launch_arguments = (self.stream,)
+        self.launch_arguments = (memory.stream,)
+        self.allocator, self.from_host = memory.allocator, memory.from_host
+        self.rows, self.carve = memory.rows, memory.carve
+        self.copy, self.copy_into = memory.copy, memory.copy_into
+        self.capture, self.replay = memory.capture, memory.replay
+        self.dlpack, self.dlpack_device = memory.dlpack, memory.dlpack_device
+        self.adopt, self.summary = memory.adopt, memory.summary
+        self.staging = memory.staging
         self._checks: list[Callable] = []
-
-    def allocator(self, shape, dtype):
-        return partial(self.support.empty, shape, dtype, self.stream)
+        CUDA.started = self
 
     def workspace(self, wanted):
         """Return a function that gives a kernel's scratch arrays."""
         allocators = [self.allocator(*each) for each in wanted]
         return lambda: [new() for new in allocators]
 
-    def from_host(self, value: np.ndarray):
-        return self.support.to_device(value, self.stream)
-
     def to_host(self, data) -> np.ndarray:
         self._check_all()
-        return self._read(data)
+        return self.memory.to_host(data)
 
-    def _read(self, data) -> np.ndarray:
-        return self.support.to_host(data, self.stream)
+    @staticmethod
+    def reshape(data, shape):
+        return data.reshape(shape)
 
-    def reshape(self, data, shape):
-        return self.support.reshape(data, shape)
-
-    def flat(self, data):
-        return self.reshape(data, (data.size,))
-
-    def rows(self, data, start: int, stop: int):
-        return self.support.slice_rows(data, start, stop)
-
-    def carve(self, memory, start: int, shape, dtype: np.dtype):
-        return self.support.carve(memory, start, shape, dtype)
-
-    def copy(self, data):
-        return self.support.copy(data, self.stream)
-
-    def copy_into(self, target, source) -> None:
-        self.support.copy_into(target, source, self.stream)
+    @staticmethod
+    def flat(data):
+        return data.reshape((data.size,))
 
     def check(self, raise_bad_value: Callable) -> None:
         """Put the look at an error flag off to the next read: it makes the host wait."""
@@ -355,19 +393,19 @@ class CUDA:
         checks, self._checks = self._checks, []
         try:
             while checks:
-                checks.pop(0)(read=self._read)
+                checks.pop(0)(read=self.memory.to_host)
         finally:
             self._checks = checks  # after an error: those that the next read looks at
 
     def synchronize(self) -> None:
-        self.support.synchronize()
+        self.memory.synchronize()
         self._check_all()
 
     def cuda_array_interface(self, data) -> dict[str, Any]:
         if self.is_simulator:
             raise AttributeError("a simulated GPU's memory cannot be shared: use x.numpy()")
         self.synchronize()  # then others need not wait for our stream
-        return self.support.cuda_array_interface(data)
+        return data.__cuda_array_interface__
 
 
 @functools.cache
@@ -396,6 +434,41 @@ def _auto() -> str:
         warnings.warn(f"device 'auto' is the CPU here: {error}", stacklevel=4)
         return "cpu"
     return "cpu" if cuda.is_simulator else "cuda"
+
+
+def synchronize() -> None:
+    """Wait until the GPU has done all that it was told; raise what its kernels found wrong.
+
+    To time it, say: launches return at once. Where no GPU is used nothing waits.
+
+    Raises
+    ------
+    ValueError, IndexError
+        What an op found in its inputs, such as a label that is out of range.
+    """
+    if CUDA.started is not None:
+        CUDA.started.synchronize()
+
+
+def memory_summary(device: str = "cpu") -> MemorySummary:
+    """Say what a device's memory is used for.
+
+    Parameters
+    ----------
+    device
+        ``"cpu"``, ``"cuda"`` or ``"auto"``.
+
+    Raises
+    ------
+    DeviceError
+        If the device cannot be used.
+
+    Examples
+    --------
+    >>> memory_summary().device
+    'cpu'
+    """
+    return backend(resolve(device)).summary()
 
 
 def resolve(name: str | None) -> str:

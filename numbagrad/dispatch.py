@@ -29,7 +29,7 @@ from numba import get_thread_id, prange
 
 from . import device as devices
 from .array import FLOATS, Array, Spec, State, require_same_device, size_of, the_spec
-from .errors import NO_ERROR
+from .errors import NO_ERROR, OutOfMemoryError
 from .jit import RETURNS, address_of, entry_address, entry_point, njit, start, words_of
 
 # Sharding. All of it depends on shapes only, so that bits do not depend on the thread count.
@@ -452,10 +452,13 @@ def run_eagerly(
     op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targets: tuple[State, ...] | None
 ) -> tuple[Array, ...]:
     """Run the op's kernel now. With `targets`, its outputs are written into them."""
-    plan = plan_for(op, inputs, params)
-    if targets is not None:
-        _require_fitting_targets(op, plan.call, targets)
-    return plan.run(inputs, targets)
+    try:
+        plan = plan_for(op, inputs, params)
+        if targets is not None:
+            _require_fitting_targets(op, plan.call, targets)
+        return plan.run(inputs, targets)
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{op.name}: {error}") from None
 
 
 def _run_of_view(op: Op, call: Call) -> Callable:

@@ -34,6 +34,10 @@ class DeviceError(RuntimeError):
     """A device that is missing, or arrays that live on different ones."""
 
 
+class OutOfMemoryError(MemoryError):
+    """A device that has no room for an array."""
+
+
 class DataError(ValueError):
     """A data or weight file that is missing, truncated or damaged."""
 

@@ -42,7 +42,6 @@ from .cuda_support import (
     load4,
     log,
     pow,
-    reshape,
     sqrt,
     store4,
     tanh,
@@ -623,6 +622,7 @@ def gelu_backward(x, grad_out, out, stream):
 # Every reduction sees x as (outer, reduce, inner): the reduced axes lie together in the middle.
 
 CHAIN = 64  # longest chain of additions: in float32 a longer one would lose small addends
+FEW = 4 if SIMULATOR else CHAIN  # numbers that one thread adds up
 WARP = 32  # threads that read memory together
 
 
@@ -653,8 +653,8 @@ def _add_up(partial, total, width):
 
 
 @cuda.jit
-def _sum_forward(x, reduce, inner, scale, width, out):
-    """out[o, i] = scale sum_r x[o, r, i].
+def _sum_forward(x, reduce, inner, scale, pieces, width, out):
+    """out[p, o, i] = scale sum_r x[o, r, i] over the rows r of piece p.
 
     A block owns `width` neighbouring outputs of one `o`: `width` threads side by side read
     neighbouring elements of a row, and the block's rows of threads share the additions.
@@ -662,26 +662,51 @@ def _sum_forward(x, reduce, inner, scale, width, out):
     partial = cuda.shared.array(BLOCK, x.dtype)
     thread, rows = cuda.threadIdx.x, BLOCK // width
     blocks = (inner + width - 1) // width
-    o = cuda.blockIdx.x // blocks
-    i = cuda.blockIdx.x % blocks * width + thread % width
+    piece_o, strip = divmod(cuda.blockIdx.x, blocks)
+    p, o = divmod(piece_o, out.size // (inner * pieces))
+    i = strip * width + thread % width
+    first, last = p * reduce // pieces, (p + 1) * reduce // pieces
     total = x.dtype.type(0)
     if i < inner:
-        for start in range(thread // width, reduce, rows * CHAIN):
+        for start in range(first + thread // width, last, rows * CHAIN):
             chain = x.dtype.type(0)
-            for r in range(start, min(start + rows * CHAIN, reduce), rows):
+            for r in range(start, min(start + rows * CHAIN, last), rows):
                 chain += x[(o * reduce + r) * inner + i]
             total += chain
     total = _add_up(partial, total, width)
     if thread < width and i < inner:
-        out[o * inner + i] = scale * total
+        out[piece_o * inner + i] = scale * total
 
 
-def sum_forward(x, reduce, inner, scale, out, stream):
-    """Start a block per `width` neighbouring outputs."""
+@cuda.jit
+def _sum_of_few(x, reduce, inner, scale, out):
+    """out[o, i] = scale sum_r x[o, r, i], for so few r that a thread adds them by itself."""
+    j = cuda.grid(1)
+    if j < out.size:
+        o, i = divmod(j, inner)
+        total = x.dtype.type(0)
+        for r in range(reduce):
+            total += x[(o * reduce + r) * inner + i]
+        out[j] = scale * total
+
+
+def _launch_sum(x, reduce, inner, scale, pieces, out, stream):
+    """Start a thread per output where few elements go into it; else blocks that share them."""
+    if reduce <= FEW and pieces == 1:
+        _launch_flat(_sum_of_few, out.size, stream, x, reduce, inner, scale, out)
+        return
     width = _width(inner)
-    outer = out.size // max(inner, 1)
-    grid = outer * -(-inner // width)
-    launch(_sum_forward, grid, BLOCK, stream, x, reduce, inner, scale, width, out)
+    grid = out.size // max(inner, 1) * -(-inner // width)
+    launch(_sum_forward, grid, BLOCK, stream, x, reduce, inner, scale, pieces, width, out)
+
+
+def sum_forward(x, reduce, inner, scale, out, parts, stream):
+    """Start what adds up, and if there are pieces, what adds these up."""
+    pieces = parts.size // max(out.size, 1)
+    if pieces > 1:
+        _launch_sum(x, reduce, inner, x.dtype.type(1), pieces, parts, stream)
+        x, reduce, inner = parts, pieces, out.size
+    _launch_sum(x, reduce, inner, scale, 1, out, stream)
 
 
 @cuda.jit
@@ -1497,18 +1522,18 @@ def _convolve(image, weight, bias, relu, geometry, is_turned, groups, out, parts
     pixels = out.size // out.shape[3]
     tile = _tile_for(pixels, width, groups * pieces, out.dtype, MIDDLE)
     blocks = -(-pixels // tile.rows) * -(-width // tile.columns) * groups * pieces
-    target = reshape(out, (out.size,)) if pieces == 1 else parts
+    target = out.reshape((out.size,)) if pieces == 1 else parts
     wide_b = width % 4 == 0 and is_aligned(weight)
     kernel = _convolution(
         tile, ALONG if is_turned else WIDE if wide_b else ACROSS, geometry[-1] != (1, 1)
     )
-    args = reshape(image, (image.size,)), reshape(weight, (weight.size,))
+    args = image.reshape((image.size,)), weight.reshape((weight.size,))
     args += (bias, relu and pieces == 1, tuple(image.shape[1:3]), tuple(weight.shape[:2]))
     args += (*geometry, each, width, groups, tuple(out.shape[1:3]), pieces)
     is_wide = width % 4 == 0 and is_aligned(target)
     launch(kernel, blocks, tile.threads, stream, *args, is_wide, target)
     if pieces > 1:
-        flat = reshape(out, (out.size,))
+        flat = out.reshape((out.size,))
         _launch_flat(_add_pieces, out.size, stream, parts, bias, bias.size > 0, relu, flat)
 
 
@@ -1756,7 +1781,7 @@ def conv2d_backward_weight(
         return
     size = grad_weight.size
     pieces = max(parts.size // size, 1)
-    flat = reshape(grad_weight, (size,))
+    flat = grad_weight.reshape((size,))
     target = flat if pieces == 1 else parts
     *window, each, out_channels = grad_weight.shape
     if each == 1 and groups > 1:
@@ -1769,7 +1794,7 @@ def conv2d_backward_weight(
         blocks = -(-taps // tile.rows) * -(-width // tile.columns) * groups * pieces
         wide_b = width % 4 == 0 and is_aligned(grad_out)
         kernel = _conv2d_backward_weight(tile, WIDE if wide_b else ACROSS)
-        args = reshape(x, (x.size,)), reshape(grad_out, (grad_out.size,))
+        args = x.reshape((x.size,)), grad_out.reshape((grad_out.size,))
         args += tuple(x.shape[1:3]), tuple(window), tuple(grad_out.shape[1:3])
         args += stride, padding, dilation, each, width, groups, pixels, pieces
         is_wide = width % 4 == 0 and is_aligned(target)
@@ -2223,10 +2248,8 @@ def softmax_cross_entropy_backward(grad_out, logits, labels, probs, out, stream)
 # neighbouring channels, as a block of the sum does.
 
 
-def _launch_channels(kernel, channels, stream, *args):
-    """Start a block per `width` neighbouring channels; the kernel is given `width` before `out`."""
-    width = _width(channels)
-    launch(kernel, -(-channels // width), BLOCK, stream, *args[:-1], width, args[-1])
+STRIP = 2 if SIMULATOR else 8  # channels of a block that joins statistics: 32 bytes side by side
+EACH = 8  # rows in which a thread owns its channel
 
 
 @cuda.jit
@@ -2267,59 +2290,108 @@ def batch_norm_moments(x, block, mean, square, stream):
     launch(_batch_norm_moments, grid, BLOCK, stream, x, block, width, mean, square)
 
 
+@device
+def _joined(count, mean, square, other_count, other_mean, other_square):
+    """Return count, mean and squares of two sets as one (Chan, Golub and LeVeque, 1979).
+
+    n = n_a + n_b;  away = mean_b - mean_a;
+    mean = mean_a + away n_b / n;  square = square_a + square_b + away^2 n_a n_b / n
+    """
+    total = count + other_count
+    share = other_count / max(total, type(total)(1))
+    away = other_mean - mean
+    return total, mean + away * share, square + other_square + away * away * share * count
+
+
 @cuda.jit
 def _batch_norm_statistics(block_mean, block_square, block, count, mean, var):
-    """mean[c], var[c] of `count` rows, from those of their blocks (Chan, Golub and LeVeque, 1979):
+    """mean[c], var[c] of `count` rows, from those of their blocks of rows.
 
-    away = mean_b - mean;  mean += away n_b / n;  square += square_b + away^2 n_b (n - n_b) / n,
-    where n counts the rows up to and with block b.
+    A CUDA block owns STRIP channels. Its rows of threads share the blocks, and what they found is
+    joined as a tree.
     """
-    c = cuda.grid(1)
+    counts = cuda.shared.array(BLOCK, mean.dtype)
+    means = cuda.shared.array(BLOCK, mean.dtype)
+    squares = cuda.shared.array(BLOCK, mean.dtype)
+    thread = cuda.threadIdx.x
+    c = cuda.blockIdx.x * STRIP + thread % STRIP
+    zero = mean.dtype.type(0)
+    found, center, square = zero, zero, zero
     if c < mean.size:
-        center, square = mean.dtype.type(0), mean.dtype.type(0)
-        for b in range(block_mean.shape[0]):
-            old, new = b * block, min(block, count - b * block)
-            share = mean.dtype.type(new) / mean.dtype.type(old + new)
-            away = block_mean[b, c] - center
-            center += away * share
-            square += block_square[b, c] + away * away * share * mean.dtype.type(old)
-        mean[c] = center
-        var[c] = square / mean.dtype.type(count)
+        for b in range(thread // STRIP, block_mean.shape[0], BLOCK // STRIP):
+            rows = mean.dtype.type(min(block, count - b * block))
+            found, center, square = _joined(
+                found, center, square, rows, block_mean[b, c], block_square[b, c]
+            )
+    counts[thread], means[thread], squares[thread] = found, center, square
+    cuda.syncthreads()
+    half = BLOCK // 2
+    while half >= STRIP:
+        if thread < half:
+            other = thread + half
+            counts[thread], means[thread], squares[thread] = _joined(
+                counts[thread], means[thread], squares[thread],
+                counts[other], means[other], squares[other],
+            )  # fmt: skip
+        cuda.syncthreads()
+        half //= 2
+    if thread < STRIP and c < mean.size:
+        mean[c] = means[thread]
+        var[c] = squares[thread] / mean.dtype.type(count)
 
 
 def batch_norm_statistics(block_mean, block_square, block, count, mean, var, stream):
-    """Start a thread per channel."""
+    """Start a block per STRIP channels."""
     args = block_mean, block_square, block, count, mean, var
-    _launch_flat(_batch_norm_statistics, mean.size, stream, *args)
+    launch(_batch_norm_statistics, -(-mean.size // STRIP), BLOCK, stream, *args)
+
+
+def _launch_down(kernel, x, stream, *args):
+    """Start threads that own a channel each, in every so many-th row: `step` elements lie between.
+
+    So what depends on the channel alone is worked out once, and nobody divides for each element.
+    The kernel is given `step` before its output.
+    """
+    rows, channels = x.shape
+    step = channels * -(-rows // EACH)
+    _launch_flat(kernel, step, stream, *args[:-1], step, args[-1])
 
 
 @cuda.jit
-def _batch_norm_forward(x, weight, bias, mean, var, eps, out):
+def _batch_norm_forward(x, weight, bias, mean, var, eps, step, out):
     """out[r, c] = h[r, c] weight[c] + bias[c]."""
     i = cuda.grid(1)
-    if i < out.size:
-        r, c = divmod(i, out.shape[1])
+    if i < step:
+        c = i % mean.size
         scale = weight[c] / sqrt(var[c] + eps)
-        out[r, c] = (x[r, c] - mean[c]) * scale + bias[c]
+        center, shift = mean[c], bias[c]
+        for at in range(i, out.size, step):
+            out[at] = (x[at] - center) * scale + shift
 
 
 def batch_norm_forward(x, weight, bias, mean, var, eps, out, stream):
-    """Start a thread per element."""
-    _launch_flat(_batch_norm_forward, out.size, stream, x, weight, bias, mean, var, eps, out)
+    """Start a thread per channel and EACH rows."""
+    args = x.reshape((x.size,)), weight, bias, mean, var, eps, out.reshape((out.size,))
+    _launch_down(_batch_norm_forward, x, stream, *args)
 
 
 @cuda.jit
-def _batch_norm_backward_sums(x, grad_out, mean, var, eps, width, sums):
-    """sums[0, c] = sum_r grad_out[r, c];  sums[1, c] = sum_r grad_out[r, c] h[r, c]."""
+def _batch_norm_backward_sums(x, grad_out, mean, var, eps, pieces, width, sums):
+    """sums[p, 0, c] = sum_r grad_out[r, c];  sums[p, 1, c] = sum_r grad_out[r, c] h[r, c].
+
+    A block owns `width` channels of the rows of piece p.
+    """
     partial = cuda.shared.array(BLOCK, x.dtype)
     rows, channels = x.shape
+    p, strip = divmod(cuda.blockIdx.x, (channels + width - 1) // width)
     thread, step = cuda.threadIdx.x, BLOCK // width
-    c = cuda.blockIdx.x * width + thread % width
+    c = strip * width + thread % width
+    first, last = p * rows // pieces, (p + 1) * rows // pieces
     by_bias, by_weight = x.dtype.type(0), x.dtype.type(0)
     if c < channels:
-        for start in range(thread // width, rows, step * CHAIN):
+        for start in range(first + thread // width, last, step * CHAIN):
             total, product = x.dtype.type(0), x.dtype.type(0)
-            for r in range(start, min(start + step * CHAIN, rows), step):
+            for r in range(start, min(start + step * CHAIN, last), step):
                 total += grad_out[r, c]
                 product += grad_out[r, c] * (x[r, c] - mean[c])
             by_bias += total
@@ -2328,35 +2400,45 @@ def _batch_norm_backward_sums(x, grad_out, mean, var, eps, width, sums):
     cuda.syncthreads()
     by_weight = _add_up(partial, by_weight, width)
     if thread < width and c < channels:
-        sums[0, c] = by_bias
-        sums[1, c] = by_weight / sqrt(var[c] + eps)
+        at = 2 * p * channels + c
+        sums[at] = by_bias
+        sums[at + channels] = by_weight / sqrt(var[c] + eps)
 
 
-def batch_norm_backward_sums(x, grad_out, mean, var, eps, sums, stream):
-    """Start a block per `width` channels."""
-    args = x, grad_out, mean, var, eps, sums
-    _launch_channels(_batch_norm_backward_sums, x.shape[1], stream, *args)
+def batch_norm_backward_sums(x, grad_out, mean, var, eps, sums, parts, stream):
+    """Start a block per `width` channels and piece; then add up the pieces."""
+    out, channels = sums.reshape((sums.size,)), x.shape[1]
+    pieces = parts.size // max(sums.size, 1)
+    width = _width(channels)
+    grid = max(pieces, 1) * -(-channels // width)
+    target = parts if pieces > 1 else out
+    args = x, grad_out, mean, var, eps, max(pieces, 1), width, target
+    launch(_batch_norm_backward_sums, grid, BLOCK, stream, *args)
+    if pieces > 1:
+        _launch_sum(parts, pieces, out.size, x.dtype.type(1), 1, out, stream)
 
 
 @cuda.jit
-def _batch_norm_backward_input(x, weight, grad_out, mean, var, sums, count, eps, grad_x):
+def _batch_norm_backward_input(x, weight, grad_out, mean, var, sums, count, eps, step, grad_x):
     """grad_x[r, c] = s[c] (g[r, c] - (sums[0, c] + h[r, c] sums[1, c]) / count).
 
     s = weight / sqrt(var + eps) and g = grad_out; count is the number of rows of the whole.
     """
     i = cuda.grid(1)
-    if i < grad_x.size:
-        r, c = divmod(i, grad_x.shape[1])
+    if i < step:
+        c = i % mean.size
         spread = sqrt(var[c] + eps)
-        h = (x[r, c] - mean[c]) / spread
-        g = grad_out[r, c] - (sums[0, c] + h * sums[1, c]) / count
-        grad_x[r, c] = weight[c] / spread * g
+        center, scale = mean[c], weight[c] / spread
+        shift, slope = sums[0, c] / count, sums[1, c] / (spread * count)
+        for at in range(i, grad_x.size, step):
+            grad_x[at] = scale * (grad_out[at] - shift - (x[at] - center) * slope)
 
 
 def batch_norm_backward_input(x, weight, grad_out, mean, var, sums, count, eps, grad_x, stream):
-    """Start a thread per element."""
-    args = x, weight, grad_out, mean, var, sums, count, eps, grad_x
-    _launch_flat(_batch_norm_backward_input, grad_x.size, stream, *args)
+    """Start a thread per channel and EACH rows."""
+    flat_x, flat_grad, flat_out = (a.reshape((a.size,)) for a in (x, grad_out, grad_x))
+    args = flat_x, weight, flat_grad, mean, var, sums, count, eps, flat_out
+    _launch_down(_batch_norm_backward_input, x, stream, *args)
 
 
 @cuda.jit

@@ -1,12 +1,13 @@
 """A GPU that only notes what it is told to launch, for compiling that where there is none."""
 
+import re
 from contextlib import contextmanager
 
 import numpy as np
 
 from numbagrad import device, kernels_cuda
 from numbagrad.array import asarray
-from numbagrad.cuda_support import record_launches, types
+from numbagrad.cuda_support import entry_of, record_launches, types
 from numbagrad.testing import cast_inputs, value_and_gradients
 
 MAX_REGISTERS = 128  # of the 65536 of a multiprocessor: two blocks of 256 threads fit
@@ -23,6 +24,10 @@ class Recorder(device.CPU):
     @staticmethod
     def empty(shape, dtype):
         return np.zeros(shape, dtype)
+
+    @staticmethod
+    def capture(run):
+        """Return None: there are no graphs."""
 
     @staticmethod
     def check(raise_bad_value):
@@ -51,8 +56,21 @@ def launches_of(cases):
     return launches
 
 
+def parameter_bytes(kind):
+    """Return the sizes of the numbers that a launch passes for an argument."""
+    if isinstance(kind, types.Array):
+        return [8] * (5 + 2 * kind.ndim)
+    if isinstance(kind, types.BaseTuple):
+        return [size for element in kind for size in parameter_bytes(element)]
+    return [1 if kind == types.boolean else kind.bitwidth // 8]
+
+
 def require_clean(report, signature):
     """Check what `compile_offline` says of a kernel: no spills, no stray float64, a small one."""
+    name, parameters = re.search(r"\.entry ([\w$.]+)\((.*?)\)", report.ptx, re.S).groups()
+    assert entry_of(report.cubin) == name
+    sizes = [int(bits) // 8 for bits in re.findall(r"\.param \.\w(\d+)", parameters)]
+    assert sizes == [size for kind in signature for size in parameter_bytes(kind)], signature
     assert report.spill_stores == report.spill_loads == 0, signature
     assert report.registers <= MAX_REGISTERS, signature
     assert report.shared_bytes <= MAX_SHARED_BYTES, signature

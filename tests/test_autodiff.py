@@ -1,6 +1,5 @@
 """The tape: accumulation, graphs of any shape, gradients of gradients, memory, threads."""
 
-import gc
 import threading
 import weakref
 
@@ -365,14 +364,6 @@ def test_parameter_changed_whose_value_no_gradient_needs():
 
 
 # --------------------------------------------------------------------- memory
-
-
-@pytest.fixture
-def _no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("_no_collector")

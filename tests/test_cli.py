@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import numbagrad as ng
 from numbagrad import cli, weights
 from numbagrad.commands import demo, doctor, runs
+from numbagrad.memory import MemorySummary
 
 
 def run(*arguments):
@@ -97,10 +98,10 @@ def test_divergence_names_the_learning_rate_that_was_given():
 
 
 def test_errors_of_ours_are_one_line(monkeypatch):
-    monkeypatch.delenv("NUMBAGRAD_DATA", raising=False)
+    monkeypatch.setenv("NUMBAGRAD_DATA", "/nowhere")
     result = run("train", "lenet", "--data", "mnist")
     assert result.exit_code == 1
-    assert result.stderr.startswith("numbagrad: mnist: no folder to look in")
+    assert result.stderr.startswith("numbagrad: mnist: /nowhere/mnist has no train-images")
     assert result.stderr.count("\n") == 1
 
 
@@ -121,11 +122,14 @@ FACTS = {
     ("facts", "text"),
     [
         ({}, "GPU, compute capability 9.0, driver for CUDA 13.0"),
+        ({}, "3.0 GiB of 80.0 GiB are free"),
         ({"simulator": True}, "unset NUMBA_ENABLE_CUDASIM"),
     ],
 )
 def test_doctor_describes_a_gpu(monkeypatch, facts, text):
     support = SimpleNamespace(describe=lambda: FACTS | facts)
+    summary = MemorySummary("cuda", 0, 0, 3 * 2**30, 80 * 2**30)
+    monkeypatch.setattr(doctor, "memory_summary", lambda device: summary)
     monkeypatch.setattr(doctor, "backend", lambda name: SimpleNamespace(support=support))
     assert text in doctor.describe_cuda()
 
@@ -138,6 +142,7 @@ def test_doctor_describes_a_gpu(monkeypatch, facts, text):
         ("CUDA_ERROR_NO_DEVICE (100)", "    nvidia-smi"),
         ("disabled due to setting NUMBA_DISABLE_CUDA=1", "    unset NUMBA_DISABLE_CUDA"),
         ("the toolkit lacks NVVM", "    update the driver"),
+        ("the driver serves CUDA 12.8, which is too old", "    update the driver to 580"),
     ],
 )
 def test_doctor_says_what_would_mend_cuda(monkeypatch, reason, mend):

@@ -16,7 +16,7 @@ import numbagrad as ng
 from numbagrad.compiler import function
 from numbagrad.dispatch import Split
 from numbagrad.errors import GraphError, TraceError
-from numbagrad.jit import cache_dir, write_atomically
+from numbagrad.jit import write_atomically
 
 L = ng.layers
 
@@ -1018,15 +1018,6 @@ def test_a_second_process_finds_the_code(tmp_path, monkeypatch):
     second = run()
     assert second.stdout == first.stdout
     assert files() == compiled
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("NUMBAGRAD_CACHE_DIR", str(tmp_path))
-    cache_dir.cache_clear()
-    yield tmp_path
-    cache_dir.cache_clear()
 
 
 def test_a_file_in_place_of_the_folder_for_source(cache):

@@ -11,7 +11,7 @@ from numba import config, types
 from numbagrad import kernels_cpu
 from numbagrad.compiler import crew
 from numbagrad.compiler.crew import Crew
-from numbagrad.jit import cache_dir, njit
+from numbagrad.jit import njit
 
 pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled")
 
@@ -34,15 +34,6 @@ x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 largest, both = run(x, np.arange(6))
 print(largest.numpy().tobytes().hex(), both.numpy().tobytes().hex())
 """
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("NUMBAGRAD_CACHE_DIR", str(tmp_path))
-    cache_dir.cache_clear()
-    yield tmp_path
-    cache_dir.cache_clear()
 
 
 @pytest.fixture

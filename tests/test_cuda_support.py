@@ -66,44 +66,7 @@ def test_arguments_that_no_kernel_takes(value, message):
         launch(add_tenth, 1, BLOCK, 0, np.ones(2), value)
 
 
-def test_small_grids_do_not_warn_and_are_held():
-    configured = cs._configured(softened_log, 1, BLOCK, 0)
-    assert cs._configured(softened_log, 1, BLOCK, 0) is configured
-
-
 # --- memory ----------------------------------------------------------------------------------
-
-
-def test_views_on_a_gpu():
-    class Memory:  # takes the place of a GPU's
-        def view(self, start, stop):
-            return (start, stop)
-
-    memory = Memory()
-    x = cs.DeviceNDArray((4, 3), (12, 4), np.float32, stream=7, gpu_data=memory)
-    for shape, strides in [((12,), (4,)), ((2, 1, 6), (24, 24, 4)), ((3, 4), (16, 4))]:
-        view = cs.reshape(x, shape)
-        assert (view.shape, view.strides, view.stream) == (shape, strides, 7)
-        assert view.gpu_data is memory
-        assert view._numba_type_ == arrays(F32, len(shape))[0]
-    rows = cs.slice_rows(x, 1, 3)
-    assert rows.shape == (2, 3)
-    assert rows.gpu_data == (12, 36)
-    one = cs.DeviceNDArray((1, 1), (4, 4), np.float32, gpu_data=memory)
-    assert cs.reshape(cs.reshape(one, ()), (1,)).strides == (4,)
-
-
-def test_other_libraries_see_a_view():
-    memory = SimpleNamespace(device_ctypes_pointer=SimpleNamespace(value=4096))
-    x = cs.DeviceNDArray((2, 3), (12, 4), np.float32, stream=7, gpu_data=memory)
-    assert cs.cuda_array_interface(x) == {
-        "version": 3,
-        "shape": (2, 3),
-        "typestr": "<f4",
-        "data": (4096, False),
-        "strides": None,
-        "stream": None,
-    }
 
 
 def test_cpu_memory_is_no_gpu_memory():

@@ -1,8 +1,9 @@
-"""The memory of large CPU buffers."""
+"""The memory of large CPU buffers, and of other libraries."""
 
 import gc
 import threading
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,3 +166,51 @@ def test_a_buffer_asked_for_in_the_middle_of_another(pool):
 def test_no_memory():
     with pytest.raises(MemoryError, match="Unable to allocate"):
         Pool().empty((1 << 60,), F32, 1 << 62)
+
+
+def test_out_of_memory_names_the_op():
+    column = ng.asarray(np.ones((2**24, 1), np.float32))
+    with pytest.raises(ng.errors.OutOfMemoryError, match="matmul: Unable to allocate"):
+        column @ column.reshape((1, 2**24))
+
+
+def test_memory_summary_of_the_cpu():
+    before = ng.memory_summary()
+    x = ng.asarray(np.ones(2**20, np.float32))
+    after = ng.memory_summary()
+    assert after.used == before.used + x.nbytes
+    assert after.reserved >= after.used
+    assert str(after).startswith("cpu: arrays take ")
+
+
+# ----------------------------------------------------------- other libraries
+
+
+def test_memory_of_another_library_is_taken_over():
+    theirs = np.arange(12, dtype=np.float32).reshape(3, 4)
+    ours = ng.from_dlpack(theirs)
+    theirs[0, 0] = 7
+    assert ours[0, 0].item() == 7
+    assert ng.from_dlpack(theirs, copy=True)._data.base is not theirs
+    np.testing.assert_array_equal(ng.from_dlpack(theirs.T).numpy(), theirs.T)
+    np.testing.assert_array_equal(ng.from_dlpack(ng.asarray(theirs)).numpy(), theirs)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "message"),
+    [
+        (np.ones((2, 3)).T, {"copy": False}, BufferError, "not C-contiguous"),
+        (np.ones(3), {"device": "cuda"}, ng.errors.DeviceError, "cuda"),
+        (np.ones(3, np.complex64), {}, ng.errors.DTypeError, "complex64"),
+        ([1.0], {}, TypeError, "list has neither __dlpack__"),
+        (
+            SimpleNamespace(__dlpack_device__=lambda: (10, 0)),
+            {},
+            ng.errors.DeviceError,
+            "device 10",
+        ),
+    ],
+)
+def test_what_cannot_be_taken_over(x, options, error, message):
+    with pytest.raises(error, match=message):
+        ng.from_dlpack(x, **options)

@@ -127,8 +127,8 @@ def test_what_weights_alone_make_is_made_once():
     check(4, 6)
     check(4, 7)
     assert "once" in str(run.report())
-    assert "Only when weights are others" in run.source
-    assert "Only when weights are others" not in step.source
+    assert "Of weights alone." in run.source
+    assert "Of weights alone." not in step.source
 
 
 def test_a_frozen_layer_is_settled_in_a_training_step():

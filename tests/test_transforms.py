@@ -501,14 +501,6 @@ def test_wrong_custom_vjps():
 # ------------------------------------------------------------------- memory
 
 
-@pytest.fixture
-def _no_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def train_step(wrap):
     model = network()
     optimizer = ng.optim.Adam(model.parameters(), 0.01)

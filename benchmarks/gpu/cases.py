@@ -21,6 +21,7 @@ import numbagrad as ng
 
 from .. import networks, peers, precision
 from ..measure import Case, Contender, Run
+from ..networks import STEP_TOLERANCE
 from ..optional import cupy
 from ..peers import FILTER, IMAGE, PLAIN, Operation
 from ..results import COMPILED, FORWARD, OURS
@@ -42,7 +43,6 @@ F = torch.nn.functional
 
 TOLERANCE, TF32_TOLERANCE = 1e-4, 5e-3
 CONV_TOLERANCE = 1e-3  # cuDNN may choose Winograd's algorithm
-STEP_TOLERANCE = 1e-2  # as in `networks.step_cases`
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,20 @@ import numpy as np
 
 from .. import __version__, jit, ops, simd
 from ..array import asarray
-from ..device import backend
+from ..device import backend, memory_summary, synchronize
 from ..dispatch import get_num_threads
 from ..errors import DeviceError
 
 
 def facts() -> dict[str, str]:
     """Return what there is, by name; some of it in several lines."""
-    return {
+    found = {
         **environment(),
         "kernel cache": _describe_cache(),
         "CUDA": describe_cuda(),
-        "self-test": _self_test(),
+        "self-test": _self_test("cpu"),
     }
+    return found | {"on the GPU": _self_test("cuda")} if _has_gpu() else found
 
 
 def environment() -> dict[str, str]:
@@ -73,8 +74,16 @@ def describe_cuda() -> str:
     major, minor = facts["compute_capability"]
     return (
         f"{facts['device']}, compute capability {major}.{minor}, driver for CUDA "
-        f"{facts['driver']}, toolkit {facts['toolkit']}, numba-cuda {facts['numba_cuda']}"
+        f"{facts['driver']}, toolkit {facts['toolkit']}, numba-cuda {facts['numba_cuda']}\n"
+        f"{memory_summary('cuda')}"
     )
+
+
+def _has_gpu() -> bool:
+    try:
+        return not backend("cuda").is_simulator
+    except DeviceError:
+        return False
 
 
 _MENDS = {  # by what the reason says
@@ -89,18 +98,31 @@ To try CUDA kernels without a GPU, in a slow simulator:
     export NUMBA_ENABLE_CUDASIM=1"""
 
 
-def _self_test() -> str:
-    """Multiply two matrices and compare with NumPy."""
+FAILED = "FAILED: "  # how a self-test begins that does
+
+
+def _self_test(device: str) -> str:
+    """Multiply two matrices, compare with NumPy, and say how it went."""
+    try:
+        seconds = _multiply(device)
+    except Exception as error:  # whatever it is, it is what a doctor has to tell
+        return f"{FAILED}{error}"
+    speed = 2 * 512**3 / seconds / 1e9
+    return f"passed: matmul 512x512x512 in {1e3 * seconds:.2f} ms, {speed:.0f} GFLOP/s"
+
+
+def _multiply(device: str) -> float:
+    """Return how long it takes, in seconds."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 512, 512)).astype(np.float32)
-    x, y = asarray(a), asarray(b)
-    out = ops.matmul(x, y)  # compiled, or read from the cache
+    x, y = asarray(a, device=device), asarray(b, device=device)
+    out = ops.matmul(x, y).numpy()  # compiled, or read from the cache
+    if not np.allclose(out, a @ b, rtol=1e-4, atol=1e-3):
+        raise FloatingPointError("matmul differs from NumPy's")
     times = []
     for _ in range(5):
         started = time.perf_counter()
         ops.matmul(x, y)
+        synchronize()
         times.append(time.perf_counter() - started)
-    if not np.allclose(out.numpy(), a @ b, rtol=1e-4, atol=1e-3):
-        raise FloatingPointError("self-test: matmul differs from NumPy's")
-    speed = 2 * 512**3 / min(times) / 1e9
-    return f"passed: matmul 512x512x512 in {1e3 * min(times):.2f} ms, {speed:.0f} GFLOP/s"
+    return min(times)

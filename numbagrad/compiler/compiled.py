@@ -18,6 +18,7 @@ import numpy as np
 from .. import device as devices
 from .. import dispatch
 from ..array import Array, State, size_of
+from ..errors import OutOfMemoryError
 from ..jit import (
     OURS,
     Kernel,
@@ -76,6 +77,8 @@ class Executable:
             before = {id(leaf): leaf._grad for leaf in self._gradients_read}
             try:
                 kept = self._run(args)
+            except MemoryError as error:
+                raise OutOfMemoryError(f"compiled {self.plan.name}: {error}") from None
             finally:
                 for target in self._assigned:
                     target.version += 1
@@ -100,6 +103,13 @@ class Executable:
     def _run(self, args: list[Array]) -> dict[Buffer, Any]:
         """Run the step; return the values that the caller gets, which nobody else will change."""
         raise NotImplementedError
+
+    def _results_and_others(self) -> tuple[list[Buffer], list[Buffer]]:
+        """Return what the caller gets as results, and otherwise: gradients, mostly."""
+        found: list[Buffer] = []
+        map_leaves(self.plan.result, lambda x: isinstance(x, Ref) and found.append(x.buffer))
+        kept = self.plan.kept
+        return [x for x in kept if x in found], [x for x in kept if x not in found]
 
     def _array(self, ref: Ref, args, kept, before: dict[int, Array]) -> Array:
         """Return what the caller gets for a value, which may be a part of a buffer."""
@@ -161,16 +171,16 @@ class CPUExecutable(Executable):
             self._runner(function, region)
             for function, region in zip(functions, plan.regions, strict=True)
         ]
-        settled = [region for region in plan.regions if region.is_settled]
-        self._settled = len(settled)  # these come first
-        reads = {ref.buffer for region in settled for node in region.nodes for ref in node.inputs}
-        leaves = [leaf for _, leaf, _ in self._leaves]
-        #: What settled regions read, and its versions when they last ran.
-        self._read_by_settled = [
-            leaf for leaf in leaves
-            if isinstance(leaf, State) and any(buffer.leaf is leaf for buffer in reads)
-        ]  # fmt: skip
+        self._settled = [region.is_settled for region in plan.regions].count(True)  # the first ones
+        #: What these read, and its versions when they last ran.
+        self._read_by_settled = self._states_read_by(plan.regions[: self._settled])
         self._versions: list[int] | None = None
+
+    def _states_read_by(self, regions: list[Region]) -> list[State]:
+        refs = (ref for region in regions for node in region.nodes for ref in node.inputs)
+        read = {id(ref.buffer.leaf) for ref in refs}
+        leaves = (leaf for _, leaf, _ in self._leaves)
+        return [leaf for leaf in leaves if isinstance(leaf, State) and id(leaf) in read]
 
     def _place(self, slot: int, what: Buffer | np.ndarray | int) -> None:
         if isinstance(what, int):
@@ -192,13 +202,11 @@ class CPUExecutable(Executable):
 
         So each step asks for memory once, and who keeps a loss keeps no gradients alive.
         """
-        results: list[Buffer] = []
-        map_leaves(self.plan.result, lambda x: isinstance(x, Ref) and results.append(x.buffer))
         slots = {
             what: slot for slot, what in enumerate(self.source.slots) if isinstance(what, Buffer)
         }
-        self._results = [_Block([x], slots) for x in self.plan.kept if x in results]
-        others = [buffer for buffer in self.plan.kept if buffer not in results]
+        results, others = self._results_and_others()
+        self._results = [_Block([x], slots) for x in results]
         shared = [isinstance(ref, Ref) and ref.buffer in others for _, ref in self._to_give]
         given = list(itertools.compress(self._to_give, shared))
         self._to_give = list(itertools.compress(self._to_give, map(operator.not_, shared)))

@@ -38,9 +38,9 @@ One region after the other runs, each for all shards of the batch on as many thr
 the loop over shards is numbagrad's own. A shard is walked in pieces: what one call writes is still
 in cache when the next one reads it. `memory` holds the addresses of whole arrays. `here` is where a
 thread's own scratch starts: values that are gone when a piece has been walked, and workspace, which
-only one call uses. So different values lie at the same place, one after the other.
+only one call uses. So different values lie at the same place, one after the other. What is made of
+weights alone is made again only when one of them has changed.
 """
-ONCE = "Only when weights are others than at the last call."  # of a settled region
 DTYPES = {"bool": "boolean"}  # names in Numba that are not NumPy's
 
 
@@ -412,7 +412,7 @@ def _array_type(kind: tuple[np.dtype, tuple[int, ...]]) -> types.Array:
 def _summary(region: Region) -> str:
     pieces = f"In pieces of {region.chunk}" if region.axis else "In one piece"
     if region.is_settled:
-        pieces = f"{ONCE} {pieces}"
+        pieces = f"Of weights alone. {pieces}"
     return textwrap.fill(f"{pieces}: {_listed(node.name for node in region.nodes)}.", WIDTH)
 
 

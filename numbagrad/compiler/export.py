@@ -26,7 +26,6 @@ from ..errors import NO_ERROR, GraphError
 from ..jit import function_of, is_settled, references, write_atomically
 from . import linkage
 from .compiled import CPUExecutable
-from .emit_cpu import ONCE
 from .graph import Buffer, Ref
 from .trace import map_leaves
 
@@ -83,7 +82,6 @@ class _Exported:
         regions = self.source.text.partition("from numbagrad.kernels_cpu import vector\n")[2]
         regions = re.sub(r"(?m)^\w+ = linked\(.*\)\n", "", regions)
         regions = regions.replace("@njit\ndef region_", "@njit(cache=True)\ndef region_")
-        regions = re.sub(r"\s+".join(ONCE.split()) + r"\s+", "", regions)  # here at each call
         numba_types = re.findall(r"(?m)^from numba import .*$", self.source.text)
         ours = {n: k for n, k in self.source.kernels.items() if _is_ours(n, k)}
         users = {n: k for n, k in self.source.kernels.items() if n not in ours}

@@ -23,7 +23,7 @@ import numpy as np
 
 from .. import dispatch
 from ..array import FLOATS, Array, Spec, State, asarray
-from ..errors import GraphError, ShapeError, TraceError
+from ..errors import GraphError, OutOfMemoryError, ShapeError, TraceError
 from ..jit import OURS, announce, is_settled, references
 from ..ops.convolution import get_winograd
 from .compiled import CPUExecutable, Executable
@@ -245,7 +245,7 @@ class CompiledFunction:
             plan = make_device_plan(traced, equations)
             source = CUDASource(_named(plan, given), states)
             self._say_once(source, given, before, traced.inputs)
-            return CUDAExecutable(source, traced, folded)
+            return _on_device(CUDAExecutable, source, traced, folded)
         if "cuda" in devices:
             return traced
 
@@ -270,7 +270,7 @@ class CompiledFunction:
                 if source.general is not None:
                     self._general.appendleft(source.general)
         self._say_once(source, given, before, traced.inputs)
-        return CPUExecutable(source, traced, folded)
+        return _on_device(CPUExecutable, source, traced, folded)
 
     # ------------------------------------------------------------------- looks
 
@@ -391,6 +391,14 @@ def _named(plan: Plan, arguments: list[str]) -> Plan:
     for buffer, name in zip(plan.arguments, arguments, strict=True):
         buffer.name = name
     return plan
+
+
+def _on_device(kind: type[Executable], source: Any, traced: Trace, folded: list) -> Executable:
+    """Return a step that is ready to run, in memory of its own."""
+    try:
+        return kind(source, traced, folded)
+    except MemoryError as error:
+        raise OutOfMemoryError(f"compiled {source.plan.name}: {error}") from None
 
 
 def _names_of_arguments(function: Callable, args: tuple, kwargs: dict) -> list[str]:

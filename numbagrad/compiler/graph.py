@@ -114,6 +114,7 @@ class Combine:
     inputs = property(lambda self: (Ref(self.parts, self.parts.spec),))
     outputs = property(lambda self: (self.out,))
     nanoseconds = property(lambda self: self.parts.nbytes * NS_PER_BYTE)
+    is_assigning = False
     cut = None
 
 

@@ -230,7 +230,7 @@ def _set_settled_apart(builder: _Builder, positions: dict[int, list[Node | Combi
     settled: set[Buffer] = set()
     nodes: list[Node] = []
     for node in positions.get(0, ()):
-        is_settled = not getattr(node, "is_assigning", False) and all(
+        is_settled = not node.is_assigning and all(
             id(ref.buffer.leaf) not in builder.changing
             if ref.buffer.source == "leaf"
             else ref.buffer in settled
@@ -266,7 +266,7 @@ def _stage(nodes: list[Node | Combine], alone: Iterator[bool]) -> Iterator[Regio
     touched: dict[Buffer, int] = {}  # the last region that reads or writes a buffer
     for node in nodes:
         needs = [made_in.get(ref.buffer, -1) for ref in node.inputs]
-        if getattr(node, "is_assigning", False):
+        if node.is_assigning:
             needs += [touched.get(output, -1) for output in node.outputs]
         after = max(needs, default=-1)
         is_large = next(alone)
@@ -549,9 +549,10 @@ def make_plan(
             walks.append(Region(axis, positions[at]))
             regions.append(walks[-1])
         else:
-            regions += _stage(positions[at], alone)
-            for region in regions if at == SETTLED else ():
-                region.is_settled = True
+            staged = list(_stage(positions[at], alone))
+            for region in staged:
+                region.is_settled = at == SETTLED
+            regions += staged
     recompute(regions, axis)
     _fuse_all(regions)
     for region in regions:

@@ -49,7 +49,7 @@ class _Recomputation:
                     self.readers.setdefault(ref.buffer, []).append((at, node))
                 for output in node.outputs:
                     self.maker[output] = at, node
-                    if getattr(node, "is_assigning", False):
+                    if node.is_assigning:
                         self.assigned.setdefault(output, []).append(at)
 
     def run(self) -> None:

@@ -27,7 +27,8 @@ from .trace import Equation, GradientOf, Operand, Trace, Variable, map_leaves
 from .trace import trace as trace_of
 
 FOLDED_BYTES = 2**16  # a folded constant takes no more
-BIASED = {"matmul", "conv2d", "planar", "depthwise", "winograd"}  # their third operand is a bias
+# Their third operand is a bias, and they can store max(out, 0).
+PRODUCTS = {"matmul", "conv2d", "planar", "depthwise", "winograd"}
 NEUTRAL = {"multiply": 1.0, "divide": 1.0, "subtract": 0.0, "pow": 1.0}  # as second operands
 
 
@@ -56,10 +57,10 @@ def _written_out(trace: Trace) -> list[Equation]:
             result.append(equation)
         elif equation.outputs[0] in products:
             scaled = _scaled(products[equation.outputs[0]], equation)
-            result += _as(scaled, equation, specs, numbers)
+            result += _inlined(scaled, equation, specs, numbers)
         elif equation.op.expand is not None:
             expand = partial(equation.op.expand, **equation.params)
-            result += _as((expand, equation.inputs), equation, specs, numbers)
+            result += _inlined((expand, equation.inputs), equation, specs, numbers)
         else:
             result.append(equation)
     return result
@@ -71,7 +72,7 @@ def _spec_of(operand: Operand, specs: dict[int, Spec]) -> Spec:
     return operand.leaf.spec if isinstance(operand, GradientOf) else operand.spec
 
 
-def _as(
+def _inlined(
     applied: tuple[Callable, tuple[Operand, ...]],
     equation: Equation,
     specs: dict[int, Spec],
@@ -114,7 +115,7 @@ def _products_to_scale(trace: Trace, specs: dict[int, Spec]) -> dict[int, Equati
             continue
         x, *statistics = equation.inputs
         product = made.get(_number(x))
-        if product is None or product.op.name not in BIASED:
+        if product is None or product.op.name not in PRODUCTS:
             continue
         is_alone = len(readers[x.number]) == 1 and x.number not in kept
         has_columns = product.op.name != "matmul" or _is_linear(product, specs)
@@ -284,7 +285,7 @@ def _with_biases(trace: Trace, equations: list[Equation]) -> list[Equation]:
         specs |= zip(equation.outputs, equation.specs, strict=True)
         if equation.targets is not None:
             products.clear()  # they may read the state that is written here
-        elif equation.op.name in BIASED and not _spec_of(equation.inputs[2], specs).size:
+        elif equation.op.name in PRODUCTS and not _spec_of(equation.inputs[2], specs).size:
             if len(readers.get(number, ())) == 1 and number not in kept:
                 products[number] = equation
         elif equation.op.name == "add":
@@ -309,7 +310,7 @@ def _with_relus(trace: Trace, equations: list[Equation]) -> list[Equation]:
         number = equation.outputs[0]
         if number in gone:
             continue
-        if equation.op.name in BIASED and number not in kept:
+        if equation.op.name in PRODUCTS and number not in kept:
             (reader, *others) = readers[number]
             if reader.op.name == "relu" and not others:
                 params = {**equation.params, "relu": True}

@@ -5,8 +5,8 @@
 >>> len(train), len(test)
 (1437, 360)
 
-`digits` ships with the library; `mnist`, `fashion_mnist` and `cifar10` read files that you put in a
-folder (see `mnist`). Nothing is read, decoded or downloaded on import.
+`digits` ships with the library; `mnist`, `fashion_mnist` and `cifar10` are read from a folder, and
+downloaded if they are in none (see `mnist`). Nothing is read, decoded or downloaded on import.
 """
 
 from .augment import random_crop, random_flip

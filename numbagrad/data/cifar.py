@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .datasets import ENV_VAR, Dataset, folder_of
+from .datasets import Dataset
+from .download import FOLDER, find
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -25,13 +26,13 @@ _JPEG = {part: f"cifar10_jpeg_{part}.npz" for part in _PARTS}
 
 
 def cifar10(root: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
-    """CIFAR-10: 60,000 photographs of 32x32 pixels in ten classes, from files that you provide.
+    """CIFAR-10: 60,000 photographs of 32x32 pixels in ten classes.
 
     Parameters
     ----------
     root : str or path-like, optional
-        The folder that holds the files, or a folder `cifar10` with them. Without it,
-        `$NUMBAGRAD_DATA/cifar10` is read.
+        The folder that holds the files, or a folder `cifar10` with them. Without it they are found,
+        or downloaded (170 MB), as those of `mnist` are.
 
     Returns
     -------
@@ -42,7 +43,7 @@ def cifar10(root: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
     Raises
     ------
     DataError
-        No files are there, or one is missing, damaged or truncated.
+        No files are there and they cannot be downloaded, or one is missing, damaged or truncated.
 
     Notes
     -----
@@ -56,7 +57,7 @@ def cifar10(root: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
     The data set is by A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images"
     (2009), https://www.cs.toronto.edu/~kriz/cifar.html.
     """
-    folder = folder_of("cifar10", root, _help())
+    folder = find("cifar10", root, _missing, _help())
     for suffix, inner, read in (
         (".bin", "cifar-10-batches-bin", _binary),
         ("", "cifar-10-batches-py", _pickled),
@@ -85,11 +86,19 @@ def cifar10(root: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
     return train, test
 
 
+def _missing(folder: Path) -> list[str]:
+    """Name what a folder lacks that has none of the files at all."""
+    places = folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"
+    names = [f"{name}{end}" for part in _PARTS.values() for name in part for end in (".bin", "")]
+    known = [place / name for place in places for name in [*names, *_JPEG.values()]]
+    return [] if any(path.is_file() for path in known) else ["files of CIFAR-10"]
+
+
 def _help() -> str:
     return (
         "Put the files of the binary or of the Python version of CIFAR-10 "
         "(https://www.cs.toronto.edu/~kriz/cifar.html), unpacked, in a folder cifar10/, and set "
-        f"{ENV_VAR} to the folder that holds it (export {ENV_VAR}=/path/to/data), or pass root="
+        f"{FOLDER} to the folder that holds it (export {FOLDER}=/path/to/data), or pass root="
     )
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from .download import FOLDER, find
 from .idx import read_idx
-
-ENV_VAR = "NUMBAGRAD_DATA"
 
 DIGIT_CLASSES = tuple("0123456789")
 FASHION_CLASSES = (
@@ -208,13 +207,15 @@ def digits() -> tuple[Dataset, Dataset]:
 
 
 def mnist(root: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
-    """MNIST: 70,000 handwritten digits of 28x28 pixels, from files that you provide.
+    """MNIST: 70,000 handwritten digits of 28x28 pixels.
 
     Parameters
     ----------
     root : str or path-like, optional
         The folder that holds the four files, or a folder `mnist` with them. Without it,
-        `$NUMBAGRAD_DATA/mnist` is read.
+        `$NUMBAGRAD_DATA/mnist` is read, or `numbagrad/data/mnist` in the user's cache folder. What
+        is in neither is downloaded to the first that there is (11 MB), unless `NUMBAGRAD_OFFLINE`
+        is set.
 
     Returns
     -------
@@ -224,7 +225,8 @@ def mnist(root: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
     Raises
     ------
     DataError
-        A file is missing, damaged, truncated or too long, or the files don't fit each other.
+        A file is missing and cannot be downloaded, is damaged, truncated or too long, or the files
+        don't fit each other.
 
     Notes
     -----
@@ -236,13 +238,13 @@ def mnist(root: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
 
 
 def fashion_mnist(root: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
-    """Fashion-MNIST: 70,000 pictures of clothes of 28x28 pixels, from files that you provide.
+    """Fashion-MNIST: 70,000 pictures of clothes of 28x28 pixels.
 
     Parameters
     ----------
     root : str or path-like, optional
         The folder that holds the four files (named as `mnist`'s), or a folder `fashion-mnist`
-        with them. Without it, `$NUMBAGRAD_DATA/fashion-mnist` is read.
+        with them. Without it they are found, or downloaded (30 MB), as those of `mnist` are.
 
     Returns
     -------
@@ -252,7 +254,8 @@ def fashion_mnist(root: str | os.PathLike | None = None) -> tuple[Dataset, Datas
     Raises
     ------
     DataError
-        A file is missing, damaged, truncated or too long, or the files don't fit each other.
+        A file is missing and cannot be downloaded, is damaged, truncated or too long, or the files
+        don't fit each other.
 
     Notes
     -----
@@ -282,34 +285,25 @@ def _idx_pair(
     return train, test
 
 
-def folder_of(name: str, root: str | os.PathLike | None, help_text: str) -> Path:
-    """The folder of a data set's files, in `root` or `$NUMBAGRAD_DATA`."""
-    if root is not None:
-        base = Path(root).expanduser()
-        return base / name if (base / name).is_dir() else base
-    if os.environ.get(ENV_VAR):
-        return Path(os.environ[ENV_VAR]).expanduser() / name
-    raise DataError(f"{name}: no folder to look in: {ENV_VAR} is not set. {help_text}")
-
-
 def _find_files(name: str, names: list[str], root: str | os.PathLike | None) -> list[Path]:
     """The path of each file, plain or with `.gz`; a `DataError` says which are missing."""
     files = f"the four files {', '.join(names)} (each plain or with .gz)"
     help_text = (
-        f"Put {files} in one folder {name}/, and set {ENV_VAR} to the folder that holds it "
-        f"(export {ENV_VAR}=/path/to/data), or pass root="
+        f"Put {files} in one folder {name}/, and set {FOLDER} to the folder that holds it "
+        f"(export {FOLDER}=/path/to/data), or pass root="
     )
-    folder = folder_of(name, root, help_text)
-    found, missing = [], []
-    for file in names:
-        options = [folder / f"{file}.gz", folder / file]
-        path = next((p for p in options if p.is_file()), None)
-        found.append(path)
-        if path is None:
-            missing.append(file)
-    if missing:
-        raise DataError(f"{name}: {folder} has no {', '.join(missing)}. {help_text}")
-    return found
+
+    def found(folder: Path) -> list[Path | None]:
+        options = [(folder / f"{file}.gz", folder / file) for file in names]
+        return [next((path for path in pair if path.is_file()), None) for pair in options]
+
+    def missing(folder: Path) -> list[str]:
+        return [file for file, path in zip(names, found(folder), strict=True) if path is None]
+
+    folder = find(name, root, missing, help_text)
+    if missing(folder):
+        raise DataError(f"{name}: {folder} has no {', '.join(missing(folder))}. {help_text}")
+    return found(folder)
 
 
 def _idx_dataset(

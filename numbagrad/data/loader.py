@@ -116,16 +116,18 @@ class DataLoader:
         return n // size if self.drop_last else -(-n // size)
 
     def __iter__(self) -> Iterator[tuple]:
-        batches = self._batches(self.epoch)
+        from ..array import Handover
+
+        handover = Handover(self.device, 2 * (_AHEAD + 2))  # arrays: batches ahead, and two in use
+        batches = ((*map(handover.put, batch),) for batch in self._batches(self.epoch))
         self.epoch += 1
-        return self._arrays(_prefetched(batches) if self.workers else batches)
+        return self._arrays(_prefetched(batches) if self.workers else batches, handover.take)
 
-    def _arrays(self, batches: Generator[Batch, None, None]) -> Iterator[tuple]:
-        from ..array import asarray
-
+    @staticmethod
+    def _arrays(batches: Generator[tuple, None, None], take: Callable) -> Iterator[tuple]:
         with contextlib.closing(batches):  # however the loop ends, its thread ends now
-            for images, labels in batches:
-                yield asarray(images, device=self.device), asarray(labels, device=self.device)
+            for batch in batches:
+                yield (*map(take, batch),)
 
     def _batches(self, epoch: int) -> Generator[Batch, None, None]:
         """The batches of one epoch, in NumPy."""

@@ -14,8 +14,9 @@ from ..errors import ShapeError
 from ..jit import function_of
 from ..kernels_cpu import BLOCK_PIXELS, FULL_ROWS, PLANES, SUMS, _line, _seen
 from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
+from . import pieces
 from .elementwise import as_ints, require_arrays, require_float
-from .linalg import nothing, pieces_of, room_for_pieces, strip_width
+from .linalg import nothing, strip_width
 from .reduction import sum
 
 Pair = tuple[int, int]
@@ -538,8 +539,8 @@ def _pixels_workspace_cuda(call: Call):
     pixels = size_of(out.shape[:3])
     is_depthwise = weight.shape[2] == 1 and call.groups > 1
     taps = size_of(weight.shape[:2]) * each
-    pieces = 1 if is_depthwise else pieces_of(pixels, width, taps, call.groups)
-    return room_for_pieces(out.size, pieces, out.dtype)
+    count = 1 if is_depthwise else pieces.of_products(pixels, width, taps, call.groups)
+    return pieces.room(out.size, count, out.dtype)
 
 
 def _taps_workspace_cuda(call: Call):
@@ -547,10 +548,10 @@ def _taps_workspace_cuda(call: Call):
     grad_out, out = call.inputs[1], call.outputs[0]
     taps, width = size_of(out.shape[:3]), out.shape[3] // call.groups
     if out.shape[2] == 1 and call.groups > 1:
-        pieces = min(grad_out.shape[0], THREADS_DEPTHWISE // max(out.size, 1))
+        count = min(grad_out.shape[0], THREADS_DEPTHWISE // max(out.size, 1))
     else:
-        pieces = pieces_of(taps, width, size_of(grad_out.shape[:3]), call.groups)
-    return room_for_pieces(out.size, pieces, out.dtype)
+        count = pieces.of_products(taps, width, size_of(grad_out.shape[:3]), call.groups)
+    return pieces.room(out.size, count, out.dtype)
 
 
 # Each of the three ops, and the CPU's other ways to the same result.

@@ -13,6 +13,7 @@ from ..errors import DTypeError, ShapeError
 from ..jit import function_of
 from ..kernels_cpu import BLOCK_ROWS, BLOCK_STEPS, PANEL_STRIPS, _even, _pays_to_pack, _pitch
 from ..simd import TILE_COLUMNS, VECTOR_BYTES
+from . import pieces
 from .elementwise import (
     broadcast_shape,
     broadcast_to,
@@ -100,32 +101,13 @@ def _matmul_workspace(call: Call):
     ]
 
 
-MULTIPROCESSORS = 132  # of an H100; fewer blocks of threads leave some idle
-BLOCK_TILE = 64  # rows and columns of the smaller of a block's tiles
-PIECE_STEPS = 256  # of a sum, at least, for cutting it to pay
-
-
-def pieces_of(rows: int, columns: int, steps: int, count: int = 1) -> int:
-    """Return into how many pieces a GPU best cuts the sums of `count` products.
-
-    Few outputs with long sums get so many that each multiprocessor has a block of threads. It
-    depends on shapes alone, and pieces are added in order: results are the same every time.
-    """
-    blocks = max(-(-rows // BLOCK_TILE) * -(-columns // BLOCK_TILE) * count, 1)
-    return max(1, min(MULTIPROCESSORS // blocks, steps // PIECE_STEPS))
-
-
-def room_for_pieces(size: int, pieces: int, dtype: np.dtype):
-    """Room for an output of so many elements from each piece, if there are several."""
-    return [((pieces * size if pieces > 1 else 0,), dtype)]
-
-
 def _matmul_workspace_cuda(call: Call):
     """Room for the products of pieces of the sum."""
     out = call.outputs[0]
     *batch, m, n = out.shape
     k = _rows_columns(call.inputs[0].shape, call.transpose_a)[1]
-    return room_for_pieces(out.size, pieces_of(m, n, k, size_of(tuple(batch))), out.dtype)
+    count = pieces.of_products(m, n, k, size_of(tuple(batch)))
+    return pieces.room(out.size, count, out.dtype)
 
 
 def _strip(call: Call) -> int:

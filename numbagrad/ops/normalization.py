@@ -15,6 +15,7 @@ from ..array import Array, Spec, State, size_of
 from ..autodiff import no_grad
 from ..dispatch import Call, Op, Split, Views, apply, apply_into, register
 from ..errors import ShapeError
+from . import pieces
 from .elementwise import require_arrays, require_float, sqrt
 from .reduction import mean, sum
 from .shaping import stack
@@ -181,6 +182,11 @@ def _backward_sums_expand(x, grad_y, mean, var, *, eps):
     return stack([sum(grad_y, rows), by_weight])
 
 
+def _backward_sums_workspace(call: Call):
+    rows, channels = _table(call.inputs[0])
+    return pieces.room(2 * channels, pieces.of_sums(1, rows, channels), call.inputs[0].dtype)
+
+
 _BACKWARD_SUMS = register(
     Op(
         "batch_norm_backward_sums",
@@ -190,6 +196,7 @@ _BACKWARD_SUMS = register(
         outputs=("sums",),
         arrange=_views("eps"),
         split=_split_rows((1, 1, 0, 0), ("sum",)),
+        workspace={"cuda": _backward_sums_workspace},
         expand=_backward_sums_expand,
     )
 )

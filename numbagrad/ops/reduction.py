@@ -7,6 +7,7 @@ import numpy as np
 from ..array import FLOATS, Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, not_an_array, register
 from ..errors import DTypeError, ShapeError
+from . import pieces
 from .elementwise import astype, require_arrays
 from .shaping import Axis, normalise_axes, one_axis, permute_dims, reshape
 
@@ -76,6 +77,11 @@ def _additive(name: str, is_mean: bool) -> tuple[Op, Op]:
             splits.append(Split(reduce, (0,), (inner,), shorter))
         return splits
 
+    def workspace(call):
+        out = call.outputs[0]
+        extents = _extents(call.inputs[0].shape, call.first, call.stop)
+        return pieces.room(out.size, pieces.of_sums(*extents), out.dtype)
+
     def cost(call):  # reading alone is twice as fast as reading and writing
         return 0, call.inputs[0].size * call.inputs[0].dtype.itemsize / 2
 
@@ -86,7 +92,16 @@ def _additive(name: str, is_mean: bool) -> tuple[Op, Op]:
         keepdims = specs[0].ndim == grad_out.ndim
         return apply(forward, grad_out, first=first, stop=stop, keepdims=keepdims)
 
-    forward = Op(name, infer, "sum_forward", vjp, arrange=views, split=split, cost=cost)
+    forward = Op(
+        name,
+        infer,
+        "sum_forward",
+        vjp,
+        arrange=views,
+        split=split,
+        workspace={"cuda": workspace},
+        cost=cost,
+    )
     backward = Op(
         f"{name}_backward",
         lambda grad_out, *, shape, first, stop: (shape, grad_out.dtype),

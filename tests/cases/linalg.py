@@ -6,12 +6,12 @@ import numbagrad as ng
 from numbagrad.kernels_cpu import BLOCK_ROWS, BLOCK_STEPS, PACKED_ROWS
 from numbagrad.ops.linalg import (
     FEW_ROWS,
-    PIECE_STEPS,
     TURNED_COLUMNS,
     TURNED_ROWS,
     TURNED_STEPS,
     _matmul,
 )
+from numbagrad.ops.pieces import LEAST_STEPS
 from numbagrad.simd import TILE_ROWS
 from numbagrad.testing import Case
 
@@ -80,7 +80,7 @@ CASES = [
     turned(True, True, (1,), m=2 * TILE_ROWS),
     turned(True, True, (2,)),
     turned(False, True, (2,)),
-    turned(False, False, m=2, k=2 * PIECE_STEPS, n=2),  # in two pieces on a GPU
+    turned(False, False, m=2, k=2 * LEAST_STEPS, n=2),  # in two pieces on a GPU
     Case("matmul, itself", lambda x: x @ x.T, (normal(3, 4),), lambda x: x @ x.T),
     *[linear(*x) for x in [(4,), (3, 4), (2, 3, 4), (0, 4), (3, 0)]],
     Case("linear, no bias", ng.linear, (normal(3, 4), normal(4, 2)), np.matmul),

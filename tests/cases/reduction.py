@@ -4,6 +4,7 @@ import numpy as np
 
 import numbagrad as ng
 from numbagrad.dispatch import apply, registry
+from numbagrad.ops.pieces import LEAST_ELEMENTS
 from numbagrad.testing import Case
 
 rng = np.random.default_rng(2)
@@ -56,6 +57,7 @@ SUMS = [
     reducing("mean", 1, False),
     reducing("mean", -1, False, normal(2, 19)),
     reducing("mean", 1, False, normal(0, 3)),
+    reducing("mean", 0, False, normal(LEAST_ELEMENTS, 2), grad=False),  # in two pieces on a GPU
 ]
 
 EXTREMA = [

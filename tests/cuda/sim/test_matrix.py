@@ -9,6 +9,8 @@ from numbagrad import cuda_support as cs
 from numbagrad import kernels_cuda as kernels
 from numbagrad.kernels_cuda import LARGE, NARROW, SMALL
 
+memory = cs.memory()
+
 rng = np.random.default_rng(5)
 TRANSPOSED = list(itertools.product((False, True), repeat=2))
 
@@ -22,15 +24,17 @@ def product(m, n, k, transposed=(False, False), batch=1, bias=False, pieces=1, s
     b = rng.normal(size=(batch, k, n)).astype(np.float32)
     shift_of_out = rng.normal(size=n if bias else 0).astype(np.float32)
     flat = [(x.swapaxes(1, 2) if turned else x).ravel() for x, turned in zip((a, b), transposed)]
-    on_gpu = [cs.to_device(np.append(np.full(shift, np.nan, x.dtype), x))[shift:] for x in flat]
+    on_gpu = [memory.from_host(np.append(np.full(shift, np.nan, x.dtype), x))[shift:] for x in flat]
     size = batch * m * n
-    out = cs.empty(size + shift, np.float32)[shift:]
-    parts = cs.empty(pieces * size if pieces > 1 else 0, np.float32)
+    out = memory.empty(size + shift, np.float32)[shift:]
+    parts = memory.empty(pieces * size if pieces > 1 else 0, np.float32)
     width_a = m if transposed[0] else k
     arguments = *transposed, bias, n, k, width_a, 0, m, 0, n
-    kernels.matmul_forward(*on_gpu, cs.to_device(shift_of_out), *arguments, out, parts, 0)
+    kernels.matmul_forward(*on_gpu, memory.from_host(shift_of_out), *arguments, out, parts, 0)
     expected = a.astype(np.float64) @ b
-    return cs.to_host(out), (np.maximum(expected + shift_of_out, 0) if bias else expected).ravel()
+    if bias:
+        expected = np.maximum(expected + shift_of_out, 0)
+    return memory.to_host(out), expected.ravel()
 
 
 @pytest.mark.parametrize("transposed", TRANSPOSED)

@@ -7,6 +7,8 @@ from cases.convolution import reference, reference_gradients
 from numbagrad import cuda_support as cs
 from numbagrad import kernels_cuda as kernels
 
+memory = cs.memory()
+
 rng = np.random.default_rng(6)
 
 # x, weight, stride, padding, dilation, groups
@@ -33,7 +35,7 @@ def test_convolution(shape, pieces):
     out = reference(x, weight, bias, **names)
     grad_out = rng.normal(size=out.shape)
     grad_x, grad_weight = reference_gradients(x, weight, grad_out, **names)
-    gpu = [cs.to_device(a.astype(np.float32)) for a in (x, weight, bias, grad_out, np.zeros(0))]
+    gpu = [memory.from_host(a.astype(np.float32)) for a in (x, weight, bias, grad_out, np.zeros(0))]
     on_x, on_weight, on_bias, on_grad, none = gpu
     for launcher, args, expected in (
         (kernels.conv2d_forward, (on_x, on_weight, on_bias, none), out),
@@ -41,8 +43,8 @@ def test_convolution(shape, pieces):
         (kernels.conv2d_backward_input, (on_grad, on_weight, none), grad_x),
         (kernels.conv2d_backward_weight, (on_x, on_grad), grad_weight),
     ):
-        result = cs.empty(expected.shape, np.float32)
-        parts = cs.empty(pieces * expected.size if pieces > 1 else 0, np.float32)
+        result = memory.empty(expected.shape, np.float32)
+        parts = memory.empty(pieces * expected.size if pieces > 1 else 0, np.float32)
         relu = [False] if launcher is kernels.conv2d_forward else []
         launcher(*args, *window, groups, *relu, result, parts, 0)
-        np.testing.assert_allclose(cs.to_host(result), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(memory.to_host(result), expected, rtol=1e-4, atol=1e-5)

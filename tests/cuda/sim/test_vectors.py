@@ -7,13 +7,15 @@ from cuda_kernels import FOUR_EACH, copy_without_waiting, reverse_vectors, shift
 from numbagrad import cuda_support as cs
 from numbagrad.cuda_support import BLOCK, launch
 
+memory = cs.memory()
+
 pytestmark = pytest.mark.smoke
 
 
 def run(kernel, x, *args):
-    out = cs.empty(x.shape, x.dtype)
-    launch(kernel, 1, BLOCK, 0, cs.to_device(x), *args, out)
-    return cs.to_host(out)
+    out = memory.empty(x.shape, x.dtype)
+    launch(kernel, 1, BLOCK, 0, memory.from_host(x), *args, out)
+    return memory.to_host(out)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
