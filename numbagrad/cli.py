@@ -32,6 +32,7 @@ from .train import History
 from .train import evaluate as measure
 from .training.history import percent
 
+INTERRUPTED = 130  # what a shell calls a command that Ctrl-C ended
 OURS = (ConfigError, DataError, DeviceError, DTypeError, GraphError, ShapeError, TraceError)
 
 app = typer.Typer(
@@ -213,6 +214,8 @@ def _model_name(name: str) -> str:
 
 def _say_accuracy(history: History) -> None:
     print(f"test accuracy {percent(history.test_accuracy)}")
+    if history.stopped == "interrupted":
+        raise typer.Exit(INTERRUPTED)
 
 
 # --------------------------------------------------------------- what is trained

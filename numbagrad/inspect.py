@@ -5,5 +5,16 @@ What this is made of is in ``looking/``; all public names are here.
 
 from .looking.explain import Explanation, Part, explain
 from .looking.insight import feature_maps, filters, saliency
+from .looking.modules import ModuleGraph, Node, graph
 
-__all__ = ["Explanation", "Part", "explain", "feature_maps", "filters", "saliency"]
+__all__ = [
+    "Explanation",
+    "ModuleGraph",
+    "Node",
+    "Part",
+    "explain",
+    "feature_maps",
+    "filters",
+    "graph",
+    "saliency",
+]

@@ -354,14 +354,17 @@ class Module:
         TypeError
             If the model does not return one Array.
         """
-        return one_array(self, self._dry_run(shape, dtype)).spec
+        return one_array(self, self.dry_run(shape, dtype)).spec
 
-    def _dry_run(self, shape: tuple[int, ...], dtype: Any, run: Callable | None = None) -> Array:
-        """Call the module on an array that has a shape and no values; `run` stands in for ops."""
+    def dry_run(self, shape: tuple[int, ...], dtype: Any, run: Callable | None = None) -> Any:
+        """Call the module on an array that has a shape and no values.
+
+        ``run`` is what stands in for ops, an interpreter; by default it works out shapes.
+        """
         device = next((state.device for state in self._named_states().values()), "cpu")
         x = _without_values(Spec(tuple(shape), np.dtype(dtype), device))
         try:
-            with self.evaluating(), interpreter(run or _infer_only):
+            with self.evaluating(), interpreter(run or infer_only):
                 return self(x)
         except TraceError as error:
             layer = f"layer {error.layer!r}" if error.layer else "the model"
@@ -413,7 +416,7 @@ class Module:
                 call = make_call(op, tuple(x.spec for x in inputs), params)
                 module = id(_calling.modules[-1])
                 work[module] = work.get(module, 0.0) + roofline.work(op, call)[0]
-            return _infer_only(op, inputs, params, targets)
+            return infer_only(op, inputs, params, targets)
 
         def observe(module: Module, out: Any) -> None:
             own = [x for x in vars(module).values() if isinstance(x, Parameter)]
@@ -435,12 +438,12 @@ class Module:
 
         with observing(observe):
             try:
-                self._dry_run((1, *input_shape), dtype, run)
+                self.dry_run((1, *input_shape), dtype, run)
             except ShapeError as error:
                 for noted in (rows, counted, work):
                     noted.clear()
                 try:
-                    self._dry_run(input_shape, dtype, run)  # perhaps it is a whole batch's
+                    self.dry_run(input_shape, dtype, run)  # perhaps it is a whole batch's
                 except ShapeError:
                     raise error from None
         return Summary(rows)
@@ -508,6 +511,11 @@ def running_layer() -> tuple[str, str] | None:
     return _place(modules[-1], modules[0]) if modules else None
 
 
+def running_modules() -> tuple[Module, ...]:
+    """Return the modules whose ``forward`` this thread runs, the outermost first."""
+    return tuple(_calling.modules)
+
+
 def one_array(module: Module, out: Any) -> Array:
     """Return a module's output if it is an Array."""
     if not isinstance(out, Array):
@@ -522,7 +530,7 @@ def _without_values(spec: Spec) -> Array:
     return Array(Symbol(0, "Module.output_spec"), spec)
 
 
-def _infer_only(op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targets: Any) -> tuple:
+def infer_only(op: Op, inputs: tuple[Array, ...], params: dict[str, Any], targets: Any) -> tuple:
     """Stand in for the eager interpreter: work out shapes and dtypes, run nothing."""
     call = make_call(op, tuple(x.spec for x in inputs), params)
     return tuple(_without_values(spec) for spec in call.outputs[: len(op.outputs)])

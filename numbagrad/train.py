@@ -21,8 +21,10 @@ from .training.checkpoint import Checkpoint
 from .training.evaluation import check, evaluate, predict, require_kinds
 from .training.finder import LearningRates, find_lr
 from .training.history import Epoch, History
+from .training.live import LiveCurves
 from .training.losses import WeightedCrossEntropy, balanced_weights
 from .training.metrics import F1, Accuracy, Confusion, Metric, TopK
+from .training.monitors import DeadUnits, GradientNorms
 from .training.run import Run
 from .training.step import Loss, make_optimizer, train_step
 
@@ -98,7 +100,8 @@ def fit(
         `Confusion`, or your own `Metric`. Those that are numbers go into the history; all hold
         their last ``value``.
     callbacks
-        `EarlyStopping`, `Checkpoint`, `CSVLog`, `TensorBoard`, or your own `Callback`.
+        `EarlyStopping`, `Checkpoint`, `CSVLog`, `TensorBoard`, `LiveCurves`, `GradientNorms`,
+        `DeadUnits`, or your own `Callback`.
     clip_norm, clip_value
         Limit the norm of all gradients together, or each number in them: see
         ``numbagrad.optim.clip_by_norm`` and ``clip_by_value``. With both, values come first.
@@ -227,10 +230,13 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "Confusion",
+    "DeadUnits",
     "EarlyStopping",
     "Epoch",
+    "GradientNorms",
     "History",
     "LearningRates",
+    "LiveCurves",
     "Metric",
     "TensorBoard",
     "TopK",

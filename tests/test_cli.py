@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -302,6 +303,38 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_config_as_it_was(
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_a_full_disk_names_the_file_that_was_not_written(trained, tmp_path, monkeypatch):
+    def full(path, *args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    page = tmp_path / "page.html"
+    page.write_text("the one before")
+    monkeypatch.setattr(os, "replace", full)
+    result = run("report", trained, "--out", page)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"numbagrad: {page}: No space left on device; free some space")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["the one before"]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    class Interrupt(ng.train.Callback):
+        def step(self, run):
+            if run.steps == 30:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    arguments = "train", "mlp", "--epochs", 3, "--batch-size", 64, "--out"
+    with pytest.MonkeyPatch.context() as patch:
+        callbacks = runs._callbacks
+        patch.setattr(runs, "_callbacks", lambda *args: [*callbacks(*args), Interrupt()])
+        result = run(*arguments, tmp_path / "run")
+    assert result.exit_code == 130
+    assert f"to go on: numbagrad train --resume {tmp_path / 'run'}" in result.stdout
+    assert run("train", "--resume", tmp_path / "run").exit_code == 0
+    assert run(*arguments, tmp_path / "whole").exit_code == 0
+    name = "model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_errors_of_a_file_name_its_line(tmp_path):

@@ -1,5 +1,8 @@
 """What is seen inside a network."""
 
+import re
+import xml.etree.ElementTree
+
 import numpy as np
 import pytest
 
@@ -69,3 +72,54 @@ def test_saliency_says_what_would_fit(model, images):
         ng.inspect.saliency(model, images, [1, 2, 10])
     with pytest.raises(DataError, match="whole numbers"):
         ng.inspect.saliency(model, images, [1, 2])
+
+
+# -------------------------------------------------------------------- graph
+
+
+def links(graph, place):
+    """Return the edges between the things inside a module, by name."""
+    outer = graph.root
+    for position in place:
+        outer = outer.inside[position]
+
+    def lifted(node):
+        while node is not None and node._outer is not outer:
+            node = node._outer
+        return "input" if node is None else node.name or node.does
+
+    inner = {(lifted(a), lifted(b)) for a, b in graph.edges}
+    return {(a, b) for a, b in inner if a != b and b != "input"}
+
+
+def test_graph_knows_what_passes_from_where_to_where(model):
+    graph = ng.inspect.graph(model, (8, 8, 1))
+    names = [str(number) for number in range(8)]
+    assert links(graph, []) == set(zip(["input", *names], names, strict=False))
+    assert links(graph, [4]) == {
+        ("input", "4.conv1"), ("4.conv1", "4.norm1"), ("4.norm1", "4.relu"), ("4.relu", "4.conv2"),
+        ("4.conv2", "4.norm2"), ("4.norm2", "add"), ("input", "4.shortcut"), ("4.shortcut", "add"),
+        ("add", "4.relu"),
+    }  # fmt: skip
+    block = graph.root.inside[3]
+    assert [node.name or node.does for node in block.inside][-2:] == ["add", "3.relu"]
+    assert block.opens
+    assert block.parameters == 2 * (9 * 16 * 16 + 32)
+    assert block.inside[0].ops[-1] in ("conv2d", "winograd", "planar")
+
+
+def test_graph_shows_layers_that_do_nothing():
+    model = ng.layers.Sequential(
+        ng.layers.Dropout(), ng.layers.Flatten(), ng.layers.Linear(4, 2), ng.layers.Dropout()
+    )
+    graph = ng.inspect.graph(model, (2, 2))
+    assert links(graph, []) == {("input", "0"), ("0", "1"), ("1", "2"), ("2", "3")}
+    assert graph.root.inside[3].shape == (1, 2)
+
+
+def test_graph_opens_module_by_module(model):
+    page = ng.inspect.graph(model, (8, 8, 1))._repr_html_()
+    assert page.count("<details") == page.count("</details>") == 1 + 3 + 2
+    assert page.count(" open>") == 1
+    for svg in re.findall("<svg.*?</svg>", page):
+        xml.etree.ElementTree.fromstring(svg)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from numbagrad import cli
-from numbagrad.commands import charts
+from numbagrad import charts, cli
 from numbagrad.roofline import Roof
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -106,10 +105,10 @@ def test_a_browser_shows_the_page(page, tmp_path, scheme):
 
 
 def test_curves_of_little():
-    nothing = {"train": [float("nan")], "test": [float("nan")]}
+    nothing = {"train": [(1, float("nan"))], "test": []}
     assert charts.curves("loss", nothing) == ""
     for values in ([0.5], [0.0, 0.0], [1.0, float("nan"), 3.0]):
-        drawn = charts.curves("loss", {"train": values}, is_log=True)
+        drawn = charts.curves("loss", {"train": list(enumerate(values, 1))}, is_log=True)
         assert drawn.startswith("<svg")
         assert "nan" not in drawn
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__, data, inspect, jit, ops, roofline
+from .. import __version__, charts, data, inspect, jit, ops, roofline
 from ..array import asarray
 from ..compiler.report import StepReport
 from ..dispatch import get_num_threads
@@ -20,7 +20,7 @@ from ..layers import Module
 from ..train import Confusion, History
 from ..training.history import percent
 from ..training.step import make_step
-from . import charts, doctor, pictures, runs
+from . import doctor, pictures, runs
 
 MISTAKES = 24
 MAPS = 16  # of each layer
@@ -94,16 +94,10 @@ def _learning(history: History) -> str:
     if not history.epochs:
         return "<p>No epoch is over yet.</p>"
 
-    def series(what: str, scale: float = 1) -> dict[str, list[float]]:
-        return {
-            part: [scale * epoch.value(f"{part}_{what}") for epoch in history.epochs]
-            for part in ("train", "test")
-        }
-
     return (
         '<div class="pair">'
-        + charts.curves("loss", series("loss"), is_log=True)
-        + charts.curves("accuracy", series("accuracy", 100), unit=" %")
+        + charts.curves("loss", history.series("loss"), is_log=True)
+        + charts.curves("accuracy", history.series("accuracy", 100), unit=" %")
         + '</div><p><span class="key train">training, while the weights moved</span>'
         '<span class="key test">test, after the epoch</span></p>'
     )
@@ -243,7 +237,12 @@ def _picture(image: np.ndarray, caption: str, alt: str) -> str:
 
 def _network(trained: runs.Trained) -> str:
     summary = trained.model.summary(trained.shape)
-    return f'<div class="scroll">{summary._repr_html_()}</div>'
+    graph = inspect.graph(trained.model, trained.shape)
+    return (
+        f'<div class="scroll">{summary._repr_html_()}</div>'
+        "<p>Operations and memory are those of a forward pass on one image.</p>"
+        f"<h3>What passes from layer to layer</h3>{graph._repr_html_()}"
+    )
 
 
 def _time(trained: runs.Trained, train_set: data.Dataset) -> str:

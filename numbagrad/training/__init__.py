@@ -8,6 +8,8 @@
 ``history.py``     what was measured, epoch by epoch
 ``progress.py``    bars and lines
 ``callbacks.py``   what is done beside training: early stopping, logs
+``live.py``        learning curves that move, in a notebook
+``monitors.py``    gradient norms and dead units, epoch by epoch
 ``checkpoint.py``  the files that a training goes on from
 ``events.py``      the files that TensorBoard reads
 ``finder.py``      the search for a learning rate

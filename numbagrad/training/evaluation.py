@@ -35,7 +35,7 @@ class Meter:
         self._waiting: list[tuple[Array, Array, Health, Array]] = []
         self._accuracy = Accuracy()
         self._is_classifier = True
-        self._loss = 0.0
+        self.summed_loss = 0.0
         self.images = self.steps = 0
         self.seconds = 0.0
         for metric in self._metrics:
@@ -58,7 +58,7 @@ class Meter:
             value, count = loss.item(), len(labels)
             self._require_finite(value, health)
             self.images += count
-            self._loss += value * count
+            self.summed_loss += value * count
             self._is_classifier = outputs.ndim == 2 and labels.dtype.kind in "iu"
             if self._is_classifier or self._metrics:
                 rows, truth = outputs.numpy(), labels.numpy()
@@ -90,7 +90,7 @@ class Meter:
     @property
     def loss(self) -> float:
         """The mean loss of the batches looked at."""
-        return self._loss / self.images
+        return self.summed_loss / self.images
 
     @property
     def accuracy(self) -> float:
@@ -101,7 +101,7 @@ class Meter:
         """Return the sums of all batches noted so far, for `load_state_dict`."""
         self.read()
         return {
-            "loss": self._loss,
+            "loss": self.summed_loss,
             "hits": self._accuracy.hits,
             "is_classifier": self._is_classifier,
             "images": self.images,
@@ -111,7 +111,7 @@ class Meter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from these sums."""
-        self._loss, self._is_classifier = state["loss"], state["is_classifier"]
+        self.summed_loss, self._is_classifier = state["loss"], state["is_classifier"]
         self._accuracy.hits, self._accuracy.count = state["hits"], state["images"]
         self.images, self.steps = state["images"], state["steps"]
         self.seconds = state["seconds"]

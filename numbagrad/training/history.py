@@ -90,6 +90,13 @@ class History:
         writer.writerows(epoch.row() for epoch in self.epochs)
         return text.getvalue()
 
+    def series(self, what: str, scale: float = 1) -> dict[str, list[tuple[float, float]]]:
+        """Return a number, ``"loss"`` or ``"accuracy"``, over the epochs, of both parts."""
+        return {
+            part: [(e.epoch, scale * e.value(f"{part}_{what}")) for e in self.epochs]
+            for part in ("train", "test")
+        }
+
     def plot(self) -> Any:
         """Draw loss and accuracy over the epochs; return the matplotlib figure."""
         from matplotlib import pyplot

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import data, random
-from ..array import State
+from ..array import Array, State
 from ..layers import Module, load_states
 from ..ops.sampling import default_generator
 from ..optim import Optimizer, Schedule
@@ -24,6 +24,7 @@ from .callbacks import Callback
 from .evaluation import Meter, check_outputs, device_of, evaluate
 from .history import Epoch, History
 from .metrics import Metric
+from .monitors import Monitor
 from .progress import display_for
 from .step import Loss, make_step
 
@@ -63,8 +64,12 @@ class Run:
         self.lr = optimizer.lr
         self._loss, self._test, self._metrics = loss, test, list(metrics)
         self._schedule, self._epochs = schedule, epochs
-        # Checkpoints come last, so that they hold what the other callbacks have just noted.
-        self._callbacks = sorted(callbacks, key=lambda c: isinstance(c, checkpoint.Checkpoint))
+        # Monitors come first, so that the others see what they measured. Checkpoints come last, so
+        # that they hold what the others have just noted.
+        self._callbacks = sorted(
+            callbacks,
+            key=lambda c: isinstance(c, checkpoint.Checkpoint) - isinstance(c, Monitor),
+        )
         self._step = make_step(model, loss, optimizer, **step_options)
         self._batch = 0  # batches done in this epoch
         self._meter = self._new_meter()
@@ -79,6 +84,18 @@ class Run:
     def steps(self) -> int:
         """How many steps were done, those before a resume too."""
         return len(self.history.epochs) * len(self.loader) + self._batch
+
+    def summed_loss(self) -> tuple[float, int]:
+        """Return the sum of the losses of this epoch's images so far, and how many they are.
+
+        It waits for the device.
+        """
+        self._meter.read()
+        return self._meter.summed_loss, self._meter.images
+
+    def mean_loss(self, images: Array, labels: Array) -> Array:
+        """Return the loss of the model on a batch, as training computes it."""
+        return self._loss(self.model(images), labels)
 
     def stop(self, reason: str) -> None:
         """End the training after this epoch; the history tells the reason."""

@@ -1,6 +1,6 @@
-"""The drawings of a run's page, as SVG whose colours are the page's: light or dark.
+"""Charts as small SVG drawings, whose colours are those of the page around them: light or dark.
 
-Lines and texts have classes, and `report.html` says how these look.
+Lines and texts have classes; `STYLE` says how these look, and a page may say otherwise.
 """
 
 from __future__ import annotations
@@ -9,11 +9,25 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
-from ..roofline import Roof
+if TYPE_CHECKING:
+    from .roofline import Roof
 
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 38
+
+# For any page, inside an element of the class `numbagrad`: colours that show on light and dark.
+STYLE = """\
+<style>
+.numbagrad .chart { width: 100%; max-width: 440px; height: auto; }
+.numbagrad .chart text { font: 12px system-ui, sans-serif; fill: currentColor; opacity: .75; }
+.numbagrad .grid { stroke: currentColor; stroke-opacity: .2; fill: none; }
+.numbagrad .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.numbagrad .line.train { stroke: #3b82f6; } .numbagrad .line.test { stroke: #e8710a; }
+.numbagrad .dot.train { fill: #3b82f6; } .numbagrad .dot.test { fill: #e8710a; }
+</style>
+"""
 
 
 @dataclass(frozen=True)
@@ -143,7 +157,11 @@ def _y_scale(low: float, high: float, *, is_log: bool = False) -> Scale:
 
 
 def curves(
-    what: str, series: dict[str, Sequence[float]], *, is_log: bool = False, unit: str = ""
+    what: str,
+    series: dict[str, Sequence[tuple[float, float]]],
+    *,
+    is_log: bool = False,
+    unit: str = "",
 ) -> str:
     """Draw numbers over the epochs, a line for each series; NaN is left out.
 
@@ -152,30 +170,34 @@ def curves(
     what
         What the numbers are.
     series
-        By their names, the classes of their lines: ``train`` and ``test``.
+        Epochs and numbers, by the names of the lines, which are their classes: ``train``, ``test``.
     is_log
         Draw factors rather than differences.
     unit
         Follows each number of the axis.
+
+    Returns
+    -------
+    str
+        Empty if there is nothing to draw.
     """
     points = {
-        name: [(k, y) for k, y in enumerate(values, 1) if math.isfinite(y)]
-        for name, values in series.items()
+        name: [(x, y) for x, y in pairs if math.isfinite(y)] for name, pairs in series.items()
     }
     points = {name: pairs for name, pairs in points.items() if pairs}
     if not points:
         return ""
     values = [y for pairs in points.values() for _, y in pairs]
+    epochs = [x for pairs in points.values() for x, _ in pairs]
     is_log = is_log and min(values) > 0
-    last = max(k for pairs in points.values() for k, _ in pairs)
-    x = Scale(1, max(last, 2), LEFT, WIDTH - RIGHT, is_whole=True)
-    panel = _Panel(
-        x, _y_scale(*_span(values, is_log=is_log), is_log=is_log), "epoch", what, unit=unit
-    )
+    first = min(1, *epochs)
+    x_scale = Scale(first, max(first + 1, *epochs), LEFT, WIDTH - RIGHT, is_whole=True)
+    y_scale = _y_scale(*_span(values, is_log=is_log), is_log=is_log)
+    panel = _Panel(x_scale, y_scale, "epoch", what, unit=unit)
     for name, pairs in points.items():
         panel.line(pairs, name)
-        for k, y in pairs if len(pairs) <= 40 else pairs[-1:]:
-            panel.dot(k, y, name, f"{name} {what} after epoch {k}: {y:.4g}{unit}", 2.5)
+        for x, y in pairs if len(pairs) <= 40 else pairs[-1:]:
+            panel.dot(x, y, name, f"{name} {what} after epoch {x:g}: {y:.4g}{unit}", 2.5)
     return panel.svg(f"{what} over the epochs")
 
 
