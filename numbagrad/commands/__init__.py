@@ -6,7 +6,6 @@
 ``prediction.py`` what is on a picture
 ``pictures.py``   arrays as image files
 ``report.py``     a run as one HTML page (``report.html`` is its frame)
-``charts.py``     the page's drawings
 ``demo.py``       the demonstration
 ``doctor.py``     what there is on this machine
 ================  ==================================================================
