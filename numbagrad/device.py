@@ -361,7 +361,7 @@ class CUDA:
         self.allocator, self.from_host = memory.allocator, memory.from_host
         self.rows, self.carve = memory.rows, memory.carve
         self.copy, self.copy_into = memory.copy, memory.copy_into
-        self.capture, self.replay = memory.capture, memory.replay
+        self.capture, self.replay = cuda_support.capture, cuda_support.replay
         self.dlpack, self.dlpack_device = memory.dlpack, memory.dlpack_device
         self.adopt, self.summary = memory.adopt, memory.summary
         self.staging = memory.staging
