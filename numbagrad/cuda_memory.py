@@ -123,6 +123,7 @@ class _Here(threading.local):
     def __init__(self, device: Any):
         device.set_current()
         self.stream = device.default_stream
+        self.handle = int(self.stream.handle)
 
 
 class Memory:
@@ -223,10 +224,8 @@ class Memory:
 
     def upload(self, target: DeviceArray, address: int) -> None:
         """Copy from an address of the host; from pinned memory, while the host goes on."""
-        stream = self.stream.handle
-        self._require(
-            self._driver.cuMemcpyHtoDAsync(target.address, address, target.nbytes, stream)
-        )
+        copy = self._driver.cuMemcpyHtoDAsync
+        self._require(copy(target.address, address, target.layout.nbytes, self._here.handle))
 
     def to_host(self, array: DeviceArray) -> np.ndarray:
         """Wait for an array, and copy it to a new NumPy array."""
@@ -249,14 +248,11 @@ class Memory:
 
     def copy_into(self, target: DeviceArray, source: DeviceArray) -> None:
         """Overwrite an array with another of the same shape and dtype."""
-        require_alike(target, source)
-        if source.size:
-            stream = self.stream.handle
-            self._require(
-                self._driver.cuMemcpyDtoDAsync(
-                    target.address, source.address, source.nbytes, stream
-                )
-            )
+        if target.layout is not source.layout:
+            require_alike(target, source)
+        if source.layout.size:
+            copy, nbytes = self._driver.cuMemcpyDtoDAsync, source.layout.nbytes
+            self._require(copy(target.address, source.address, nbytes, self._here.handle))
 
     def synchronize(self) -> None:
         """Wait until all work is done."""
