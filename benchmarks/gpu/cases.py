@@ -140,10 +140,6 @@ def within(
     return replace(way, make=make, tolerance=tolerance)
 
 
-def _ours(way: Contender) -> Contender:
-    return replace(way, stream=clocks.our_stream) if on_gpu() else way
-
-
 # ----------------------------------------------------------------- operations
 
 
@@ -159,9 +155,9 @@ def _prepare(operation: Operation, sets: int, tf32: bool, seed: int, compiled: b
     """Return the contenders of an operation, and its float64 reference by PyTorch."""
     drawn = operation.draw(seed, sets)
     device = their_device()
-    ways = {OURS: _ours(peers.our_way(operation, drawn, "cuda"))}
+    ways = {OURS: peers.our_way(operation, drawn, "cuda")}
     if operation.compiled:
-        ways = {COMPILED: _ours(peers.our_compiled_way(operation, drawn, "cuda"))}
+        ways = {COMPILED: peers.our_compiled_way(operation, drawn, "cuda")}
     ways[TORCH] = peers.torch_way(operation, drawn, device=device)
     if IMAGE in operation.meanings:
         ways[CHANNELS_LAST] = peers.torch_way(operation, drawn, True, device=device)
@@ -271,7 +267,7 @@ def _prepare_gradient(images: tuple, filters: tuple, part: str, seed: int, compi
         return Contender(make, lambda out: [peers.from_torch(result, each) for each in out])
 
     ways = {
-        OURS: _ours(Contender(ours, lambda out: [x.numpy() for x in out])),
+        OURS: Contender(ours, lambda out: [x.numpy() for x in out]),
         TORCH: theirs(),
         CHANNELS_LAST: theirs(channels_last=True),
     }
@@ -385,7 +381,7 @@ def _prepare_call(shapes: tuple, function: Callable, seed: int, compiled: bool) 
         return Contender(make, lambda out: [asnumpy(out)])
 
     ways = {
-        OURS: _ours(way(partial(ng.asarray, device="cuda"), lambda x: x.numpy())),
+        OURS: way(partial(ng.asarray, device="cuda"), lambda x: x.numpy()),
         TORCH: way(partial(torch.tensor, device=their_device()), lambda x: x.cpu().numpy()),
     }
     if on_gpu():
@@ -416,8 +412,8 @@ def _prepare_step(
     ours = partial(networks.our_step, model, batches, device="cuda")
     theirs = partial(networks.torch_step, model, batches, device=their_device())
     ways = {
-        OURS: _ours(networks.loss_way(ours)),
-        COMPILED: _ours(networks.loss_way(partial(ours, compiled=True))),
+        OURS: networks.loss_way(ours),
+        COMPILED: networks.loss_way(partial(ours, compiled=True)),
         TORCH: networks.loss_way(theirs),
     }
     if on_gpu():

@@ -22,12 +22,6 @@ def synchronize() -> None:
         torch.cuda.synchronize()  # the whole device: CuPy's work too
 
 
-def our_stream() -> int:
-    """Return the address of the stream that numbagrad works on."""
-    _, address = ng.device.backend("cuda").stream.__cuda_stream__()
-    return int(address)
-
-
 def events(contender: Contender, run: Run, ks: Sequence[int]) -> tuple[float, Any]:
     """Take the time between two CUDA events on the contender's stream, around the work.
 
