@@ -274,7 +274,7 @@ def test_a_run_goes_on_with_its_own_settings(trained):
     assert "--resume" in result.output
 
 
-def test_a_run_is_overwritten_only_on_purpose(trained, tmp_path):
+def test_a_run_is_overwritten_only_on_purpose(trained, tmp_path, monkeypatch):
     out = tmp_path / "run"
     arguments = "train", trained / "config.toml", "--epochs", 1, "--out", out
     assert run(*arguments).exit_code == 0
@@ -284,6 +284,14 @@ def test_a_run_is_overwritten_only_on_purpose(trained, tmp_path):
     assert "--overwrite" in result.stderr
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
     (out / "mine.txt").write_text("mine")
+
+    def no_data(name):
+        raise ng.errors.DataError("no data")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ng.data, "load", no_data)
+        assert run(*arguments, "--overwrite").exit_code == 1
+    assert (out / "model.safetensors").read_bytes() == before[out / "model.safetensors"]
     assert run(*arguments, "--epochs", 2, "--overwrite").exit_code == 0
     assert len(runs.read_history(out).epochs) == 2
     assert (out / "mine.txt").read_text() == "mine"
