@@ -355,19 +355,9 @@ def _answer_loading(library: str, workers: str) -> tuple[float, float]:
 def _our_loader(images: np.ndarray, labels: np.ndarray, workers: int) -> Iterator:
     """Shift each image by up to four pixels and mirror half of them, a batch at a time."""
     import numbagrad as ng
+    from numbagrad.data.transforms import Compose, RandomCrop, RandomFlip
 
-    rng = np.random.default_rng(1)
-
-    def augment(batch: np.ndarray) -> np.ndarray:
-        padded = np.pad(batch, ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))
-        rows, columns = rng.integers(0, 2 * MARGIN + 1, (2, len(batch)))
-        for image, row, column, mirror in zip(
-            range(len(batch)), rows, columns, rng.random(len(batch)) < 0.5, strict=True
-        ):
-            cut = padded[image, row : row + SIDE, column : column + SIDE]
-            batch[image] = cut[:, ::-1] if mirror else cut
-        return batch
-
+    augment = Compose([RandomCrop(SIDE, padding=MARGIN), RandomFlip()])
     return ng.data.DataLoader(
         (images, labels), BATCH, shuffle=True, transform=augment, workers=workers
     )

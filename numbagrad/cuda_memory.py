@@ -269,10 +269,7 @@ class Memory:
     # ----------------------------------------------------------------- graphs
 
     def capture(self, run: Callable[[Any], None]) -> Any:
-        """Return what ``run(stream)`` launches, as one graph; nothing of it runs now.
-
-        All code must be on the GPU already, and ``run`` may not allocate.
-        """
+        """Return what ``run(stream)`` launches, as one graph; nothing of it runs now."""
         self.stream  # noqa: B018 - this thread can use the GPU from now on
         builder = self.device.create_stream().create_graph_builder()
         builder.begin_building()

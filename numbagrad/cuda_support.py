@@ -382,6 +382,11 @@ def launch(kernel: Kernel, grid: Grid, block: Grid, stream: Stream, *args: Any) 
         _launch(kernel, grid, block, stream, args)
 
 
+# A kernel that reads `scalar.relu_backward` seems to refer to the launcher of that name, and so to
+# what launchers call; but no kernel's code depends on these.
+launch.runs_on_the_host = True
+
+
 class Launches(set):
     """Kernels that would have been launched: (kernel, Numba types of its arguments).
 
@@ -842,6 +847,38 @@ def _compile_and_link(
 # ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Graph:
+    """Launches to be replayed, and constants that they read: these must live as long."""
+
+    launches: Any
+    constants: list[DeviceArray]
+
+
+def capture(run: Callable[[Stream], None]) -> Graph | None:
+    """Return what ``run(stream)`` launches, as one CUDA graph; None in the simulator.
+
+    Nothing of it runs now. All code and constants must be on the GPU already, and ``run`` may not
+    allocate memory.
+    """
+    if SIMULATOR:
+        return None
+    constants: list[DeviceArray] = []
+    token = _captured.set(constants)
+    try:
+        return Graph(memory().capture(run), constants)
+    finally:
+        _captured.reset(token)
+
+
+def replay(graph: Graph) -> None:
+    """Start what was captured."""
+    memory().replay(graph.launches)
+
+
+_captured: ContextVar[list | None] = ContextVar("captured", default=None)
+
+
 @cache
 def memory() -> Memory | SimulatedMemory:
     """Return the memory of the GPU, or of the simulated one."""
@@ -918,14 +955,6 @@ class SimulatedMemory:
         raise DeviceError("a simulated GPU cannot read another's memory: copy it to NumPy first")
 
     @staticmethod
-    def capture(run: Callable[[Stream], None]) -> None:
-        """Return None: there are no graphs."""
-
-    @staticmethod
-    def replay(graph: None) -> None:
-        """Do nothing: there are no graphs."""
-
-    @staticmethod
     def synchronize() -> None:
         """Do nothing: a simulated kernel has finished when its launch returns."""
 
@@ -937,7 +966,14 @@ def constant(array: np.ndarray) -> np.ndarray | DeviceArray:
     """
     if _recorder.get() is not None:
         return array
-    return _constant(array.tobytes(), array.shape, array.dtype)
+    found = _constant(array.tobytes(), array.shape, array.dtype)
+    captured = _captured.get()
+    if captured is not None:
+        captured.append(found)
+    return found
+
+
+constant.runs_on_the_host = True
 
 
 @lru_cache(maxsize=4096)

@@ -305,10 +305,13 @@ class CPU:
 
     @staticmethod
     def put(value: np.ndarray) -> tuple[np.ndarray]:
-        """Prepare an array that nobody else will change."""
-        return (value,)
+        """Copy an array into a buffer."""
+        return (CPU.from_host(value),)
 
-    send = from_host
+    @staticmethod
+    def send(data: np.ndarray) -> np.ndarray:
+        """Return the buffer: it is where it is wanted."""
+        return data
 
     @staticmethod
     def summary() -> MemorySummary:
@@ -358,7 +361,7 @@ class CUDA:
         self.allocator, self.from_host = memory.allocator, memory.from_host
         self.rows, self.carve = memory.rows, memory.carve
         self.copy, self.copy_into = memory.copy, memory.copy_into
-        self.capture, self.replay = memory.capture, memory.replay
+        self.capture, self.replay = cuda_support.capture, cuda_support.replay
         self.dlpack, self.dlpack_device = memory.dlpack, memory.dlpack_device
         self.adopt, self.summary = memory.adopt, memory.summary
         self.staging = memory.staging

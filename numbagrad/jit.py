@@ -176,7 +176,9 @@ def _pieces(value: object, seen: set[int]) -> Iterator[bytes]:
     """Walk from a function to all that it depends on, each thing once."""
     options = getattr(value, "targetoptions", None)  # an @njit(fastmath=True) is another function
     value = function_of(value)
-    if isinstance(value, pytypes.FunctionType) and not is_settled(value):
+    if getattr(value, "runs_on_the_host", False):  # no compiled code is made of it
+        yield value.__name__.encode()
+    elif isinstance(value, pytypes.FunctionType) and not is_settled(value):
         if id(value) in seen:
             return
         seen.add(id(value))

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -713,3 +714,50 @@ def test_loader_takes_what_has_images_and_labels():
 def test_loader_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DataLoader(**{"dataset": numbers(), "batch_size": 2, **kwargs})
+
+
+# --------------------------------------------------------------- ImageFolder
+
+
+def save_picture(path, color, size=(20, 12), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path, **options)
+
+
+def test_image_folder(tmp_path):
+    save_picture(tmp_path / "red/2.png", (255, 0, 0))
+    save_picture(tmp_path / "red/1.jpg", (200, 0, 0), (50, 80), quality=95)
+    save_picture(tmp_path / "blue/deep/9.PNG", (0, 0, 255), (3, 3))
+    (tmp_path / "red/notes.txt").write_text("no picture")
+    (tmp_path / ".hidden").mkdir()
+    dataset = data.ImageFolder(tmp_path, 8)
+    assert dataset.classes == ("blue", "red")
+    assert dataset.labels.tolist() == [0, 1, 1]
+    assert dataset.images.shape == (3, 8, 8, 3)
+    assert [path.name for path in dataset.paths] == ["9.PNG", "1.jpg", "2.png"]
+    np.testing.assert_allclose(dataset.images[:, 4, 4], np.eye(3)[[2, 0, 0]], atol=0.25)
+    grey = data.ImageFolder(str(tmp_path), 5, channels=1)
+    assert grey.images.shape == (3, 5, 5, 1)
+    assert len(next(iter(data.DataLoader(dataset, 2)))[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "a/1.png").write_bytes(b"no picture"), r"a/1\.png: cannot be read"),
+        (lambda f: (f / "a/1.png").unlink(), r"/a has no picture; its files should end in \.bmp"),
+        (lambda f: shutil.rmtree(f / "a"), "holds no folders"),
+        (shutil.rmtree, "is no folder"),
+    ],
+)
+def test_an_image_folder_that_is_none(tmp_path, spoil, message):
+    folder = tmp_path / "set"
+    save_picture(folder / "a/1.png", (1, 2, 3))
+    spoil(folder)
+    with pytest.raises(DataError, match=message):
+        data.ImageFolder(folder, 8)
+
+
+def test_channels_of_an_image_folder(tmp_path):
+    with pytest.raises(DataError, match="channels must be 3"):
+        data.ImageFolder(tmp_path, 8, channels=4)

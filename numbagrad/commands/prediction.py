@@ -10,7 +10,8 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from . import pictures, runs
+from ..data.pictures import read_picture
+from . import runs
 
 LIGHT_ON_DARK = ("digits", "fashion-mnist", "mnist")
 BAR = 40  # letters
@@ -24,7 +25,7 @@ def show(trained: runs.Trained, paths: Sequence[Path], top: int, invert: bool) -
     DataError
         If a picture cannot be read: then nothing is printed.
     """
-    images = np.stack([pictures.read(path, trained.shape, invert=invert) for path in paths])
+    images = np.stack([read_picture(path, trained.shape, invert=invert) for path in paths])
     chances = runs.softmax(runs.outputs(trained.model, images))
     console = Console(highlight=False)
     for path, image, row in zip(paths, images, chances, strict=True):

@@ -9,16 +9,19 @@
 downloaded if they are in none (see `mnist`). Nothing is read, decoded or downloaded on import.
 """
 
+from . import transforms
 from .augment import random_crop, random_flip
 from .catalogue import load
 from .cifar import cifar10
 from .datasets import Dataset, digits, fashion_mnist, mnist
+from .folder import ImageFolder
 from .idx import parse_idx, read_idx
 from .loader import DataLoader
 
 __all__ = [
     "DataLoader",
     "Dataset",
+    "ImageFolder",
     "cifar10",
     "digits",
     "fashion_mnist",
@@ -28,4 +31,5 @@ __all__ = [
     "random_crop",
     "random_flip",
     "read_idx",
+    "transforms",
 ]

@@ -1,6 +1,7 @@
 """Random changes to batches of images, on the device where they are.
 
-They are compositions of ops: in a compiled step they are drawn anew at each replay.
+They are compositions of ops: in a compiled step they are drawn anew at each replay. Those that a
+`DataLoader` applies on the CPU, ahead of the step, are in ``transforms.py``.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import whole_number
+from .transforms import Key, Transform
 
 Batch = tuple[np.ndarray, np.ndarray]
 _AHEAD = 2  # batches that the thread may prepare before they are asked for
@@ -34,6 +35,8 @@ class DataLoader:
         `transform(images) -> images`, called with each batch as a NumPy array (float32 NHWC for
         the library's data sets). The array is a fresh copy: it may be changed in place, but must
         be returned. The result needs as many samples; shape and dtype may change otherwise.
+        One of `numbagrad.data.transforms` is given random numbers that belong to `seed`, the epoch
+        and the sample.
         Within an epoch it's called in batch order, from the background thread if there is one.
     workers : {1, 0}
         1: one background thread prepares up to two batches ahead. 0: no thread, everything happens
@@ -137,7 +140,7 @@ class DataLoader:
             images = self.images.take(chosen, axis=0)  # a copy
             labels = self.labels.take(chosen, axis=0)
             if self.transform is not None:
-                images = self._transformed(images)
+                images = self._transformed(images, Key(self.seed, epoch, chosen))
             yield images, labels
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -152,9 +155,9 @@ class DataLoader:
         philox = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64))
         return np.argsort(philox.random_raw(n), kind="stable")
 
-    def _transformed(self, images: np.ndarray) -> np.ndarray:
-        n = len(images)
-        result = self.transform(images)
+    def _transformed(self, images: np.ndarray, key: Key) -> np.ndarray:
+        n, is_keyed = len(images), isinstance(self.transform, Transform)
+        result = self.transform(images, key) if is_keyed else self.transform(images)
         array = np.asarray(result)
         if array.ndim == 0 or len(array) != n:
             got = "None" if result is None else f"an array of shape {array.shape}"

@@ -55,6 +55,7 @@ def custom_op(
         the output's dtype.
     cuda
         The function that launches the CUDA kernel: the same arguments and a last one, ``stream``.
+        It launches and does nothing else: compiled steps replay what it launched.
     infer
         ``infer(*inputs, **params)`` returns the output's (shape, dtype) from inputs that have
         ``shape`` and ``dtype``, and raises an error if they do not fit. Its positional parameters

@@ -7,6 +7,7 @@ import pytest
 from cuda_device import Training, adam, perceptron
 
 import numbagrad as ng
+from numbagrad import cuda_support as cs
 from numbagrad import kernels_cuda
 from numbagrad.errors import OutOfMemoryError
 
@@ -114,3 +115,17 @@ def test_out_of_memory_names_the_compiled_function(driver):
         widen(x)
     driver.limit(2**63)
     assert widen(x).shape == (300, 300)
+
+
+def test_constants_of_a_graph_outlive_the_cache(memory):
+    x = ng.asarray(np.ones((2, 3), np.float32), device="cuda")
+    step = ng.compile(lambda x: ng.permute_dims(x, (1, 0)))
+    for _ in range(3):
+        step(x)
+    constants = step._compiled()._graph.constants
+    before = [memory.to_host(each) for each in constants]
+    assert before
+    cs._constant.cache_clear()
+    gc.collect()
+    for each, expected in zip(constants, before, strict=True):  # the driver spoils what is free
+        np.testing.assert_array_equal(memory.to_host(each), expected)

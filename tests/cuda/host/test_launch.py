@@ -9,7 +9,7 @@ from cuda_kernels import gather
 
 import numbagrad as ng
 from numbagrad import cuda_support as cs
-from numbagrad import jit
+from numbagrad import jit, kernels_cuda
 from numbagrad.commands import doctor
 
 
@@ -41,6 +41,41 @@ def test_arguments_of_all_kinds(driver, memory):
     ((name, values),) = found
     assert b"gather" in name
     assert values == [*words(x), *words(mask), *words(indices), 4, 5, 2.5, True, *words(out)]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (True, ctypes.c_bool),
+        (-5, WORD),
+        (np.bool_(True), ctypes.c_bool),
+        (np.int32(-7), ctypes.c_int32),
+        (np.uint32(2**32 - 1), ctypes.c_uint32),
+        (np.int64(-(2**40)), WORD),
+        (np.float32(1.5), ctypes.c_float),
+        (np.float64(0.1), ctypes.c_double),
+    ],
+)
+def test_numbers(driver, memory, value, kind):
+    out, found = memory.empty((3,), np.float64), []
+    driver.on_launch(lambda _, arguments: found.append(read(arguments, [kind, *[WORD] * 7])))
+    cs.launch(_fill, 1, 32, memory.stream, value, out)
+    assert found == [[value, *words(out)]]
+
+
+@cs.cuda.jit
+def _fill(value, out):
+    i = cs.cuda.grid(1)
+    if i < out.size:
+        out[i] = value
+
+
+def test_all_kernels_can_be_kept_on_disk():
+    kernels = [each for each in vars(kernels_cuda).values() if isinstance(each, type(gather))]
+    kernels.append(kernels_cuda._matmul_forward(kernels_cuda.LARGE, *[kernels_cuda.ALONG] * 2))
+    keys = [jit.content_key(kernel) for kernel in kernels]
+    assert None not in keys
+    assert len(set(keys)) == len(keys)
 
 
 def test_code_is_kept_on_disk(driver, monkeypatch, cache):
