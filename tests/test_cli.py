@@ -180,6 +180,7 @@ SMALL = """\
 name = "digits"
 train_images = 1400
 test_images = 200
+shift = 1
 
 [solver]
 epochs = 3
@@ -350,7 +351,7 @@ def test_errors_of_a_file_name_its_line(tmp_path):
     path.write_text(SMALL.replace("patience", "patients"))
     result = run("train", path, "--out", tmp_path / "run")
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"numbagrad: {path}:10: ")
+    assert result.stderr.startswith(f"numbagrad: {path}:11: ")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
     result = run("train", tmp_path / "no.toml")

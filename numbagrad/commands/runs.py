@@ -78,6 +78,7 @@ def _train(config: Config, folder: Path | None, resume: Path | None = None) -> t
         train_set,
         test_set,
         optimizer=config.optimizer(model),
+        transform=config.transform(train_set.images.shape[1:]),
         callbacks=_callbacks(config, folder),
         resume=resume,
         **fit_options(config),
@@ -310,6 +311,7 @@ def warm_up(config: Config) -> float:
         train_set,
         test_set,
         optimizer=still.optimizer(model),
+        transform=config.transform(facts.shape),
         progress=False,
         **fit_options(still),
     )
