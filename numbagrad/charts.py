@@ -229,7 +229,7 @@ def roofline(works: Sequence[Work], roof: Roof) -> str:
     low, high = min(*intensity, peak / fast) / 2, max(*intensity, peak / slow) * 2
     panel = _Panel(
         Scale(low, high, LEFT, WIDTH - RIGHT, is_log=True),
-        _y_scale(min(*speeds, low * slow) / 1.5, peak * 1.6, is_log=True),
+        _y_scale(min(*speeds, low * slow) / 1.5, max(*speeds, peak) * 1.6, is_log=True),
         "operations for each byte",
         "GFLOP/s",
     )

@@ -180,6 +180,7 @@ SMALL = """\
 name = "digits"
 train_images = 1400
 test_images = 200
+shift = 1
 
 [solver]
 epochs = 3
@@ -274,7 +275,7 @@ def test_a_run_goes_on_with_its_own_settings(trained):
     assert "--resume" in result.output
 
 
-def test_a_run_is_overwritten_only_on_purpose(trained, tmp_path):
+def test_a_run_is_overwritten_only_on_purpose(trained, tmp_path, monkeypatch):
     out = tmp_path / "run"
     arguments = "train", trained / "config.toml", "--epochs", 1, "--out", out
     assert run(*arguments).exit_code == 0
@@ -284,6 +285,14 @@ def test_a_run_is_overwritten_only_on_purpose(trained, tmp_path):
     assert "--overwrite" in result.stderr
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
     (out / "mine.txt").write_text("mine")
+
+    def no_data(name):
+        raise ng.errors.DataError("no data")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ng.data, "load", no_data)
+        assert run(*arguments, "--overwrite").exit_code == 1
+    assert (out / "model.safetensors").read_bytes() == before[out / "model.safetensors"]
     assert run(*arguments, "--epochs", 2, "--overwrite").exit_code == 0
     assert len(runs.read_history(out).epochs) == 2
     assert (out / "mine.txt").read_text() == "mine"
@@ -342,7 +351,7 @@ def test_errors_of_a_file_name_its_line(tmp_path):
     path.write_text(SMALL.replace("patience", "patients"))
     result = run("train", path, "--out", tmp_path / "run")
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"numbagrad: {path}:10: ")
+    assert result.stderr.startswith(f"numbagrad: {path}:11: ")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
     result = run("train", tmp_path / "no.toml")

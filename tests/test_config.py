@@ -104,6 +104,14 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path, old, new, line, text):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_done_to_training_images(tmp_path):
+    assert read(tmp_path, NET).transform((8, 8, 1)) is None
+    text = NET.replace('name = "digits"', "flip = true\nshift = 2\ncutout = 3")
+    changes = read(tmp_path, text).transform((8, 8, 1)).transforms
+    assert [type(one).__name__ for one in changes] == ["RandomCrop", "RandomFlip", "Cutout"]
+    assert (changes[0].size, changes[0].padding, changes[2].size) == (8, 2, 3)
+
+
 def test_a_dotted_key_has_its_line(tmp_path):
     with pytest.raises(ConfigError, match=r"net\.toml:2: .*'lr'"):
         read(tmp_path, 'net = {model = "mlp"}\nsolver . lrr = 1')

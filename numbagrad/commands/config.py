@@ -4,6 +4,7 @@
 
     [data]
     name = "mnist"
+    shift = 2      # move training images by up to so many pixels; flip = true mirrors some
 
     [net]
     model = "lenet"
@@ -44,6 +45,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__, layers, models, optim
+from ..data.transforms import Compose, Cutout, RandomCrop, RandomFlip, Transform
 from ..device import DEVICES
 from ..errors import ConfigError, DTypeError, ShapeError, is_whole, nearest
 from ..layers import Module, Sequential
@@ -153,6 +155,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "name": _one_of("digits", DATA),
         "train_images": _whole(None, 1),  # only the first so many
         "test_images": _whole(None, 1),
+        "flip": _switch(False),  # what is done to training images, each time anew
+        "shift": _whole(0, 0),
+        "cutout": _whole(0, 0),
     },
     "solver": {
         "epochs": _whole(20, 1),
@@ -213,6 +218,17 @@ class Config:
             for layer in self.net:
                 lines += ["", "[[net]]", *_assignments(layer)]
         return "\n".join(lines) + "\n"
+
+    def transform(self, shape: tuple[int, int, int]) -> Transform | None:
+        """Return what is done to training images of a shape (h, w, c): see ``data.transforms``."""
+        changes: list[Transform] = []
+        if self.data["shift"]:
+            changes.append(RandomCrop(shape[0], padding=self.data["shift"]))
+        if self.data["flip"]:
+            changes.append(RandomFlip())
+        if self.data["cutout"]:
+            changes.append(Cutout(self.data["cutout"]))
+        return Compose(changes) if changes else None
 
     def optimizer(self, model: Module) -> optim.Optimizer:
         """Return a new optimiser for a model, which is where it will be trained."""

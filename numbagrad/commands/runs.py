@@ -37,13 +37,11 @@ def start(config: Config, folder: Path | None, *, overwrite: bool = False) -> tr
         If a file cannot be written: before training where that can be known.
     """
     if folder is not None:
-        if (folder / CONFIG).exists():
-            if not overwrite:
-                raise DataError(
-                    f"{folder} holds a run already: give another folder, --resume {folder} to go "
-                    "on with it, or --overwrite"
-                )
-            _clear(folder)
+        if (folder / CONFIG).exists() and not overwrite:
+            raise DataError(
+                f"{folder} holds a run already: give another folder, --resume {folder} to go on "
+                "with it, or --overwrite"
+            )
         folder.mkdir(parents=True, exist_ok=True)
     return _train(config, folder)
 
@@ -67,6 +65,8 @@ def _train(config: Config, folder: Path | None, resume: Path | None = None) -> t
     train_set, test_set = load_data(config)
     model = new_model(config, train_set)
     if folder is not None and resume is None:
+        if (folder / CONFIG).exists():
+            _clear(folder)  # no earlier: there are data and a net to replace it
         jit.write_atomically(folder / CONFIG, config.toml().encode(), durable=True)
     numbers = sum(parameter.size for parameter in model.parameters())
     print(
@@ -78,6 +78,7 @@ def _train(config: Config, folder: Path | None, resume: Path | None = None) -> t
         train_set,
         test_set,
         optimizer=config.optimizer(model),
+        transform=config.transform(train_set.images.shape[1:]),
         callbacks=_callbacks(config, folder),
         resume=resume,
         **fit_options(config),
@@ -310,6 +311,7 @@ def warm_up(config: Config) -> float:
         train_set,
         test_set,
         optimizer=still.optimizer(model),
+        transform=config.transform(facts.shape),
         progress=False,
         **fit_options(still),
     )

@@ -24,19 +24,39 @@ from ..errors import GraphError, nearest
 from ..jit import Kernel
 from . import listings
 
-# Inputs that say something; for other ops, matrices of EACH shape do.
-EXAMPLES: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-    "avg_pool2d": (((8, 16, 16, 32), 2), {}),
-    "conv2d": (((8, 16, 16, 16), (5, 5, 16, 32), (32,)), {}),
-    "dropout": (((64, 1024), 0.5), {}),
-    "linear": (((64, 256), (256, 128), (128,)), {}),
-    "matmul": (((64, 256), (256, 128)), {}),
-    "max_pool2d": (((8, 16, 16, 32), 2), {}),
-    "permute_dims": (((64, 1024), (1, 0)), {}),
-    "reshape": (((64, 1024), (1024, 64)), {}),
-    "softmax_cross_entropy": (((64, 10), np.arange(64) % 10), {}),
+
+def _floats(*shape: int) -> Array:
+    """Return numbers from 0.5 to 1.5, of which every op has a result."""
+    return asarray(np.random.default_rng(0).random(shape, np.float32) + np.float32(0.5))
+
+
+def _flags() -> Array:
+    return asarray(np.random.default_rng(0).random(EACH) < 0.5)
+
+
+EACH = (64, 1024)  # what ops are shown with that take any shape
+INDICES = np.arange(64) % 10
+# What to call an op with; any other that takes arrays gets numbers of EACH shape.
+EXAMPLES: dict[str, Callable[[], tuple]] = {
+    "astype": lambda: (_floats(*EACH), "float64"),
+    "avg_pool2d": lambda: (_floats(8, 16, 16, 32), 2),
+    "concat": lambda: ([_floats(*EACH), _floats(*EACH)],),
+    "conv2d": lambda: (_floats(8, 16, 16, 16), _floats(5, 5, 16, 32), _floats(32)),
+    "dropout": lambda: (_floats(*EACH), 0.5),
+    "embedding": lambda: (_floats(10, 128), asarray(INDICES)),
+    "linear": lambda: (_floats(64, 256), _floats(256, 128), _floats(128)),
+    "logical_and": lambda: (_flags(), _flags()),
+    "logical_not": lambda: (_flags(),),
+    "logical_or": lambda: (_flags(), _flags()),
+    "logical_xor": lambda: (_flags(), _flags()),
+    "matmul": lambda: (_floats(64, 256), _floats(256, 128)),
+    "max_pool2d": lambda: (_floats(8, 16, 16, 32), 2),
+    "permute_dims": lambda: (_floats(*EACH), (1, 0)),
+    "softmax_cross_entropy": lambda: (_floats(64, 10), asarray(INDICES)),
+    "take": lambda: (_floats(10, 128), asarray(INDICES)),
+    "where": lambda: (_flags(), _floats(*EACH), _floats(*EACH)),
 }
-EACH = (64, 1024)
+ARRAYS = {"x", "y", "a", "b", "x1", "x2", "target", "logits"}  # parameters of ops that are arrays
 WIDTH = 100
 HELPERS = 5  # functions of which the source is shown
 
@@ -139,7 +159,7 @@ def explain(name: str, *inputs: Any, **params: Any) -> Explanation:
     """
     function = _function(name)
     if not inputs:
-        inputs, params = _example(name, function, params)
+        inputs = _example(name, function)
     inputs = tuple(asarray(x) if isinstance(x, np.ndarray) else x for x in inputs)
     forward, backward = _calls(name, function, inputs, params)
     op, call = _main(name, forward)
@@ -164,31 +184,21 @@ def _function(name: str) -> Callable:
     return getattr(ops, name)
 
 
-def _example(name: str, function: Callable, params: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def _example(name: str, function: Callable) -> tuple:
     """Return inputs for an op."""
-    rng = np.random.default_rng(0)
-
-    def made(value: Any) -> Any:
-        is_shape = isinstance(value, tuple) and name not in ("permute_dims", "reshape")
-        return asarray(rng.random(value, np.float32) + 0.5) if is_shape else value
-
     if name in EXAMPLES:
-        shapes, defaults = EXAMPLES[name]
-        first, *others = shapes
-        inputs = (asarray(rng.random(first, np.float32) + 0.5), *map(made, others))
-        return inputs, {**defaults, **params}
+        return EXAMPLES[name]()
     needed = [
         one.name
         for one in inspect.signature(function).parameters.values()
         if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
     ]
-    arrays = {"x", "y", "a", "b", "x1", "x2", "target", "logits", "condition"}
-    if not needed or not set(needed) <= arrays:
+    if not needed or not set(needed) <= ARRAYS:
         raise TypeError(
             f"explain: give inputs to call {name} with, such as explain({name!r}, x); it takes "
             f"{', '.join(inspect.signature(function).parameters)}"
         )
-    return tuple(asarray(rng.random(EACH, np.float32) + 0.5) for _ in needed), params
+    return tuple(_floats(*EACH) for _ in needed)
 
 
 def _calls(
@@ -230,11 +240,13 @@ def _main(name: str, forward: list[tuple[Op, Call]]) -> tuple[Op, Call]:
 
 
 def _shown_call(name: str, inputs: Iterable, params: dict[str, Any]) -> str:
-    shown = [
-        f"{x.dtype}[{','.join(map(str, x.shape))}]" if isinstance(x, Array) else repr(x)
-        for x in inputs
-    ]
-    return f"{name}({', '.join(shown + [f'{k}={v!r}' for k, v in params.items()])})"
+    def shown(x: Any) -> str:
+        if isinstance(x, Array):
+            return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+        return f"[{', '.join(map(shown, x))}]" if isinstance(x, list) else repr(x)
+
+    given = [shown(x) for x in inputs] + [f"{k}={shown(v)}" for k, v in params.items()]
+    return f"{name}({', '.join(given)})"
 
 
 # ------------------------------------------------------------------ sources
@@ -365,7 +377,7 @@ def _ptx(op: Op, call: Call) -> list[Part]:
         report = compile_offline(*next(iter(launches)))
     except (ImportError, RuntimeError, TypeError) as error:  # no toolkit, or the simulator
         reason = " ".join(str(error).split())[:300]
-        return [Part("PTX", f'none ({reason}); with pip install "numbagrad[cuda]" there is')]
+        return [Part("PTX", f"not compiled: {reason}")]
     loop = listings.of_assembly(report.ptx)
     note = (
         f"for {report.arch}: {report.registers} registers for each thread, "
