@@ -20,6 +20,7 @@ from .layers import (
     ReLU,
     Sequential,
 )
+from .pretrained import load_into
 
 
 def mlp(
@@ -53,7 +54,13 @@ def mlp(
     return Sequential(*layers, Linear(widths[-1], classes))
 
 
-def lenet(in_channels: int = 1, classes: int = 10, image_size: int = 28) -> Sequential:
+def lenet(
+    in_channels: int = 1,
+    classes: int = 10,
+    image_size: int = 28,
+    *,
+    pretrained: str | None = None,
+) -> Sequential:
     """Build LeNet-5, with ReLU and max pooling in place of the original's tanh and averages.
 
     LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to Document Recognition"
@@ -67,6 +74,8 @@ def lenet(in_channels: int = 1, classes: int = 10, image_size: int = 28) -> Sequ
         The images are (image_size, image_size, in_channels).
     classes
         Numbers in the output.
+    pretrained
+        ``"mnist"``: with weights that come with numbagrad, right on 99.4 % of its test images.
 
     Examples
     --------
@@ -79,7 +88,7 @@ def lenet(in_channels: int = 1, classes: int = 10, image_size: int = 28) -> Sequ
         between, padding, side = [MaxPool2d(2)], 0, (image_size // 2 - 4) // 2
     else:
         between, padding, side = [], 2, image_size // 2
-    return Sequential(
+    model = Sequential(
         Conv2d(in_channels, 6, 5, padding=2),
         ReLU(),
         *between,
@@ -93,6 +102,9 @@ def lenet(in_channels: int = 1, classes: int = 10, image_size: int = 28) -> Sequ
         ReLU(),
         Linear(84, classes),
     )
+    if pretrained is not None:
+        load_into(model, "lenet", pretrained, (image_size, image_size, in_channels), classes)
+    return model
 
 
 def convnet6(in_channels: int = 3, classes: int = 10, image_size: int = 32) -> Sequential:
