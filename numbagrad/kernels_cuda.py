@@ -26,6 +26,7 @@ from . import formulas
 from .cuda_support import (
     ALIGNMENT,
     BLOCK,
+    LANES,
     SIMULATOR,
     TWO_BLOCKS,
     commit_copies,
@@ -43,6 +44,7 @@ from .cuda_support import (
     log,
     pow,
     reshape,
+    shuffle_xor,
     sqrt,
     store4,
     tanh,
@@ -623,15 +625,51 @@ def gelu_backward(x, grad_out, out, stream):
 # Every reduction sees x as (outer, reduce, inner): the reduced axes lie together in the middle.
 
 CHAIN = 64  # longest chain of additions: in float32 a longer one would lose small addends
-WARP = 32  # threads that read memory together
+LONG_ROW = 32 * LANES  # longer ones are shared by a block of threads, shorter ones by a warp
 
 
 def _width(columns):
     """Return how many columns a block of a sum owns: a power of two, at most a warp."""
     width = 1
-    while width < columns and width < min(WARP, BLOCK):
+    while width < columns and width < min(LANES, BLOCK):
         width *= 2
     return width
+
+
+def _team(reduce, inner):
+    """Return how many threads share a reduction: a power of two up to a warp, or else a block.
+
+    Where elements of a row are not neighbours (inner > 1), those of neighbouring rows are: then
+    each thread has a row of its own.
+    """
+    if inner > 1:
+        return 1
+    if reduce > LONG_ROW:
+        return BLOCK
+    team = 1
+    while team < min(reduce, LANES):
+        team *= 2
+    return team
+
+
+@device
+def _sum_over_lanes(value, team):
+    """Return, to all threads of a team of at most a warp, the sum of their values.
+
+    Pairs are added, then pairs of pairs, and so on: all threads get the same bits.
+    """
+    step = 1
+    while step < team:
+        value += shuffle_xor(value, step)
+        step *= 2
+    return value
+
+
+@device
+def _piece(count, piece, pieces):
+    """Return where a piece of so many rows starts and stops."""
+    length = -(-count // pieces)
+    return min(piece * length, count), min((piece + 1) * length, count)
 
 
 @device
@@ -653,35 +691,63 @@ def _add_up(partial, total, width):
 
 
 @cuda.jit
-def _sum_forward(x, reduce, inner, scale, width, out):
-    """out[o, i] = scale sum_r x[o, r, i].
+def _sum_forward(x, reduce, inner, scale, width, pieces, out):
+    """out[p, o, i] = scale sum_r x[o, r, i], over the r of piece p of the reduced axis.
 
-    A block owns `width` neighbouring outputs of one `o`: `width` threads side by side read
+    A block owns `width` neighbouring outputs of one p and o: `width` threads side by side read
     neighbouring elements of a row, and the block's rows of threads share the additions.
     """
     partial = cuda.shared.array(BLOCK, x.dtype)
     thread, rows = cuda.threadIdx.x, BLOCK // width
     blocks = (inner + width - 1) // width
-    o = cuda.blockIdx.x // blocks
-    i = cuda.blockIdx.x % blocks * width + thread % width
+    piece_o, block = divmod(cuda.blockIdx.x, blocks)
+    outer = out.size // (pieces * inner)
+    piece, o = divmod(piece_o, outer)
+    i = block * width + thread % width
+    first, last = _piece(reduce, piece, pieces)
     total = x.dtype.type(0)
     if i < inner:
-        for start in range(thread // width, reduce, rows * CHAIN):
+        for start in range(first + thread // width, last, rows * CHAIN):
             chain = x.dtype.type(0)
-            for r in range(start, min(start + rows * CHAIN, reduce), rows):
+            for r in range(start, min(start + rows * CHAIN, last), rows):
                 chain += x[(o * reduce + r) * inner + i]
             total += chain
     total = _add_up(partial, total, width)
     if thread < width and i < inner:
-        out[o * inner + i] = scale * total
+        out[piece_o * inner + i] = scale * total
 
 
-def sum_forward(x, reduce, inner, scale, out, stream):
-    """Start a block per `width` neighbouring outputs."""
+@cuda.jit
+def _sum_rows(x, reduce, team, scale, out):
+    """out[o] = scale sum_r x[o, r], where a team of threads, at most a warp, shares each row."""
+    o, lane = divmod(cuda.grid(1), team)
+    total = x.dtype.type(0)
+    if o < out.size:
+        for r in range(lane, reduce, team):
+            total += x[o * reduce + r]
+    total = _sum_over_lanes(total, team)
+    if lane == 0 and o < out.size:
+        out[o] = scale * total
+
+
+def _launch_sum(x, reduce, inner, scale, pieces, out, stream):
+    """Start a block per `width` neighbouring outputs of each piece."""
     width = _width(inner)
-    outer = out.size // max(inner, 1)
-    grid = outer * -(-inner // width)
-    launch(_sum_forward, grid, BLOCK, stream, x, reduce, inner, scale, width, out)
+    grid = out.size // max(inner, 1) * -(-inner // width)
+    launch(_sum_forward, grid, BLOCK, stream, x, reduce, inner, scale, width, pieces, out)
+
+
+def sum_forward(x, reduce, inner, scale, out, parts, stream):
+    """Start a team per short row; else blocks, and with room for parts, others that add these."""
+    team = _team(reduce, inner)
+    pieces = parts.size // max(out.size, 1)
+    if pieces > 1:
+        _launch_sum(x, reduce, inner, x.dtype.type(1), pieces, parts, stream)
+        _launch_sum(parts, pieces, out.size, scale, 1, out, stream)
+    elif inner == 1 and team <= LANES:
+        _launch_flat(_sum_rows, out.size * team, stream, x, reduce, team, scale, out)
+    else:
+        _launch_sum(x, reduce, inner, scale, 1, out, stream)
 
 
 @cuda.jit
@@ -2223,12 +2289,6 @@ def softmax_cross_entropy_backward(grad_out, logits, labels, probs, out, stream)
 # neighbouring channels, as a block of the sum does.
 
 
-def _launch_channels(kernel, channels, stream, *args):
-    """Start a block per `width` neighbouring channels; the kernel is given `width` before `out`."""
-    width = _width(channels)
-    launch(kernel, -(-channels // width), BLOCK, stream, *args[:-1], width, args[-1])
-
-
 @cuda.jit
 def _batch_norm_moments(x, block, width, mean, square):
     """mean[b, c] = mean of x[r, c] over block b of rows;  square[b, c] = sum (x - mean)^2.
@@ -2309,17 +2369,22 @@ def batch_norm_forward(x, weight, bias, mean, var, eps, out, stream):
 
 
 @cuda.jit
-def _batch_norm_backward_sums(x, grad_out, mean, var, eps, width, sums):
-    """sums[0, c] = sum_r grad_out[r, c];  sums[1, c] = sum_r grad_out[r, c] h[r, c]."""
+def _batch_norm_backward_sums(x, grad_out, mean, var, eps, width, pieces, sums):
+    """sums[p, 0, c] = sum_r grad_out[r, c];  sums[p, 1, c] = sum_r grad_out[r, c] h[r, c].
+
+    A block owns `width` neighbouring channels, and the rows r of piece p.
+    """
     partial = cuda.shared.array(BLOCK, x.dtype)
     rows, channels = x.shape
     thread, step = cuda.threadIdx.x, BLOCK // width
-    c = cuda.blockIdx.x * width + thread % width
+    piece, strip = divmod(cuda.blockIdx.x, -(-channels // width))
+    c = strip * width + thread % width
+    first, last = _piece(rows, piece, pieces)
     by_bias, by_weight = x.dtype.type(0), x.dtype.type(0)
     if c < channels:
-        for start in range(thread // width, rows, step * CHAIN):
+        for start in range(first + thread // width, last, step * CHAIN):
             total, product = x.dtype.type(0), x.dtype.type(0)
-            for r in range(start, min(start + step * CHAIN, rows), step):
+            for r in range(start, min(start + step * CHAIN, last), step):
                 total += grad_out[r, c]
                 product += grad_out[r, c] * (x[r, c] - mean[c])
             by_bias += total
@@ -2328,14 +2393,22 @@ def _batch_norm_backward_sums(x, grad_out, mean, var, eps, width, sums):
     cuda.syncthreads()
     by_weight = _add_up(partial, by_weight, width)
     if thread < width and c < channels:
-        sums[0, c] = by_bias
-        sums[1, c] = by_weight / sqrt(var[c] + eps)
+        at = 2 * piece * channels + c
+        sums[at] = by_bias
+        sums[at + channels] = by_weight / sqrt(var[c] + eps)
 
 
-def batch_norm_backward_sums(x, grad_out, mean, var, eps, sums, stream):
-    """Start a block per `width` channels."""
-    args = x, grad_out, mean, var, eps, sums
-    _launch_channels(_batch_norm_backward_sums, x.shape[1], stream, *args)
+def batch_norm_backward_sums(x, grad_out, mean, var, eps, sums, parts, stream):
+    """Start a block per `width` channels; with room for parts, of each part, then add these."""
+    channels = x.shape[1]
+    width = _width(channels)
+    flat = reshape(sums, (sums.size,))
+    pieces = max(parts.size // max(sums.size, 1), 1)
+    grid = pieces * -(-channels // width)
+    args = x, grad_out, mean, var, eps, width, pieces, parts if pieces > 1 else flat
+    launch(_batch_norm_backward_sums, grid, BLOCK, stream, *args)
+    if pieces > 1:
+        _launch_sum(parts, pieces, sums.size, x.dtype.type(1), 1, flat, stream)
 
 
 @cuda.jit

@@ -15,7 +15,8 @@ from ..jit import function_of
 from ..kernels_cpu import BLOCK_PIXELS, FULL_ROWS, PLANES, SUMS, _line, _seen
 from ..simd import TILE_COLUMNS, TILE_ROWS, VECTOR_BYTES
 from .elementwise import as_ints, require_arrays, require_float
-from .linalg import nothing, pieces_of, room_for_pieces, strip_width
+from .linalg import nothing, pieces_of, strip_width
+from .pieces import room_for_pieces
 from .reduction import sum
 
 Pair = tuple[int, int]

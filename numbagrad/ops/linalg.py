@@ -21,6 +21,7 @@ from .elementwise import (
     require_arrays,
     require_float,
 )
+from .pieces import MULTIPROCESSORS, room_for_pieces
 from .reduction import sum
 from .shaping import reshape
 
@@ -100,7 +101,6 @@ def _matmul_workspace(call: Call):
     ]
 
 
-MULTIPROCESSORS = 132  # of an H100; fewer blocks of threads leave some idle
 BLOCK_TILE = 64  # rows and columns of the smaller of a block's tiles
 PIECE_STEPS = 256  # of a sum, at least, for cutting it to pay
 
@@ -113,11 +113,6 @@ def pieces_of(rows: int, columns: int, steps: int, count: int = 1) -> int:
     """
     blocks = max(-(-rows // BLOCK_TILE) * -(-columns // BLOCK_TILE) * count, 1)
     return max(1, min(MULTIPROCESSORS // blocks, steps // PIECE_STEPS))
-
-
-def room_for_pieces(size: int, pieces: int, dtype: np.dtype):
-    """Room for an output of so many elements from each piece, if there are several."""
-    return [((pieces * size if pieces > 1 else 0,), dtype)]
 
 
 def _matmul_workspace_cuda(call: Call):

@@ -16,6 +16,7 @@ from ..autodiff import no_grad
 from ..dispatch import Call, Op, Split, Views, apply, apply_into, register
 from ..errors import ShapeError
 from .elementwise import require_arrays, require_float, sqrt
+from .pieces import pieces_of_sum, room_for_pieces
 from .reduction import mean, sum
 from .shaping import stack
 
@@ -181,6 +182,12 @@ def _backward_sums_expand(x, grad_y, mean, var, *, eps):
     return stack([sum(grad_y, rows), by_weight])
 
 
+def _backward_sums_workspace_cuda(call):
+    out = call.outputs[0]
+    rows, channels = call.inputs[0].size // max(out.shape[1], 1), out.shape[1]
+    return room_for_pieces(out.size, pieces_of_sum(1, rows, channels), out.dtype)
+
+
 _BACKWARD_SUMS = register(
     Op(
         "batch_norm_backward_sums",
@@ -190,6 +197,7 @@ _BACKWARD_SUMS = register(
         outputs=("sums",),
         arrange=_views("eps"),
         split=_split_rows((1, 1, 0, 0), ("sum",)),
+        workspace={"cuda": _backward_sums_workspace_cuda},
         expand=_backward_sums_expand,
     )
 )

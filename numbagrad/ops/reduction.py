@@ -8,6 +8,7 @@ from ..array import FLOATS, Array, Spec, size_of
 from ..dispatch import Call, Op, Split, Views, apply, not_an_array, register
 from ..errors import DTypeError, ShapeError
 from .elementwise import astype, require_arrays
+from .pieces import pieces_of_sum, room_for_pieces
 from .shaping import Axis, normalise_axes, one_axis, permute_dims, reshape
 
 # An op reduces the run of axes `first` to `stop`; the functions below permute others into one.
@@ -86,7 +87,21 @@ def _additive(name: str, is_mean: bool) -> tuple[Op, Op]:
         keepdims = specs[0].ndim == grad_out.ndim
         return apply(forward, grad_out, first=first, stop=stop, keepdims=keepdims)
 
-    forward = Op(name, infer, "sum_forward", vjp, arrange=views, split=split, cost=cost)
+    def workspace_cuda(call):
+        extents = _extents(call.inputs[0].shape, call.first, call.stop)
+        out = call.outputs[0]
+        return room_for_pieces(out.size, pieces_of_sum(*extents), out.dtype)
+
+    forward = Op(
+        name,
+        infer,
+        "sum_forward",
+        vjp,
+        arrange=views,
+        split=split,
+        workspace={"cuda": workspace_cuda},
+        cost=cost,
+    )
     backward = Op(
         f"{name}_backward",
         lambda grad_out, *, shape, first, stop: (shape, grad_out.dtype),

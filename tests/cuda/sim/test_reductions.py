@@ -1,0 +1,45 @@
+"""Sums on the simulator: rows shared by teams and by blocks, pieces of the sum."""
+
+import numpy as np
+import pytest
+
+from numbagrad import cuda_support as cs
+from numbagrad import kernels_cuda as kernels
+from numbagrad.kernels_cuda import LANES, LONG_ROW
+
+rng = np.random.default_rng(7)
+ROWS = [0, 1, 2, 3, LANES, LANES + 1, LONG_ROW, LONG_ROW + 1, 3 * LONG_ROW - 1]
+# Sizes of (outer, reduce, inner)
+SHAPES = [*((3, reduce, 1) for reduce in ROWS), (0, 3, 1), (2, 9, 5), (1, 13, 9)]
+FLOATS = [np.float32, np.float64]
+
+
+def tolerance(dtype):
+    return {"rtol": 1e-5, "atol": 1e-5} if dtype == np.float32 else {"rtol": 1e-12, "atol": 1e-12}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_sums(shape, dtype, pieces):
+    x = rng.normal(size=shape).astype(dtype)
+    expected = 0.5 * x.sum(axis=1)
+    parts = cs.empty(pieces * expected.size if pieces > 1 else 0, dtype)
+    out = cs.empty(expected.size, dtype)
+    flat = cs.to_device(x.ravel())
+    kernels.sum_forward(flat, shape[1], shape[2], dtype(0.5), out, parts, 0)
+    np.testing.assert_allclose(cs.to_host(out), expected.ravel(), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("channels", [1, 3, 9])
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_sums_of_a_batch_norm(rows, channels, pieces):
+    x, grad = rng.normal(size=(2, rows, channels))
+    mean, var = x.mean(axis=0), x.var(axis=0)
+    expected = np.stack([grad.sum(0), (grad * (x - mean)).sum(0) / np.sqrt(var + 0.1)])
+    sums = cs.empty(expected.shape, np.float64)
+    parts = cs.empty(pieces * expected.size if pieces > 1 else 0, np.float64)
+    inputs = [cs.to_device(a) for a in (x, grad, mean, var)]
+    kernels.batch_norm_backward_sums(*inputs, np.float64(0.1), sums, parts, 0)
+    np.testing.assert_allclose(cs.to_host(sums), expected, rtol=1e-10, atol=1e-10)
