@@ -1,4 +1,4 @@
-"""Sums on the simulator: rows shared by teams and by blocks, pieces of the sum."""
+"""Sums and softmax on the simulator: rows shared by teams and by blocks, pieces of the sum."""
 
 import numpy as np
 import pytest
@@ -43,3 +43,54 @@ def test_sums_of_a_batch_norm(rows, channels, pieces):
     inputs = [cs.to_device(a) for a in (x, grad, mean, var)]
     kernels.batch_norm_backward_sums(*inputs, np.float64(0.1), sums, parts, 0)
     np.testing.assert_allclose(cs.to_host(sums), expected, rtol=1e-10, atol=1e-10)
+
+
+def softmax(x):
+    powers = np.exp(x - x.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def run(launcher, *args, like):
+    out = cs.empty(like.size, like.dtype)
+    launcher(*(cs.to_device(a.ravel()) for a in args), *like.shape[1:], out, 0)
+    return cs.to_host(out).reshape(like.shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_softmax(shape, dtype):
+    x, grad = rng.normal(size=(2, *shape)).astype(dtype)
+    y = softmax(x) if x.size else x
+    log_y = np.log(y)
+    for launcher, args, expected in (
+        (kernels.softmax_forward, (x,), y),
+        (kernels.log_softmax_forward, (x,), log_y),
+        (kernels.softmax_backward, (y, grad), y * (grad - (grad * y).sum(1, keepdims=True))),
+        (kernels.log_softmax_backward, (log_y, grad), grad - y * grad.sum(1, keepdims=True)),
+    ):
+        result = run(launcher, *args, like=x)
+        assert result.dtype == dtype
+        np.testing.assert_allclose(result, expected, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("count", [1, LANES + 1, LONG_ROW + 1])
+def test_softmax_of_what_is_no_number(count):
+    x = np.zeros((4, count, 1), np.float32)
+    x[0, -1], x[1, 0], x[2] = np.nan, np.inf, -np.inf
+    y = run(kernels.softmax_forward, x, like=x)
+    assert np.isnan(y[:3]).all()
+    np.testing.assert_allclose(y[3], 1 / count, rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [1, 2, LANES + 1, LONG_ROW + 1])
+def test_cross_entropy(classes):
+    logits = rng.normal(size=(5, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, 5)
+    gpu = [cs.to_device(a) for a in (logits, labels)]
+    loss, probs = cs.empty(5, np.float32), cs.empty(logits.shape, np.float32)
+    error = cs.empty(1, np.int64)
+    kernels.softmax_cross_entropy_forward(*gpu, 0, loss, probs, error, 0)
+    expected = softmax(logits)
+    np.testing.assert_allclose(cs.to_host(probs), expected, rtol=1e-5)
+    picked = expected[np.arange(5), labels]
+    np.testing.assert_allclose(cs.to_host(loss), -np.log(picked), rtol=1e-5, atol=1e-6)
