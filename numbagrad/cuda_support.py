@@ -70,6 +70,7 @@ if not SIMULATOR:
 
 # Compile-time constants inside kernels; small in the simulator, which runs a GPU thread in Python.
 BLOCK: int = 8 if SIMULATOR else 256  # threads per block of an elementwise launch
+LANES: int = 4 if SIMULATOR else 32  # threads of a warp
 TILE: int = 4 if SIMULATOR else 16  # edge of a tile in shared memory
 
 Kernel = Any  # what @cuda.jit makes of a function
@@ -136,7 +137,7 @@ else:
     )
 
 # ---------------------------------------------------------------------------------------------
-# Vectors, asynchronous copies, tensor cores
+# Vectors, asynchronous copies, exchange within a warp
 # ---------------------------------------------------------------------------------------------
 #
 # Arrays are one-dimensional, and places in them are numbers of elements. What moves 16 bytes at a
@@ -169,6 +170,10 @@ if SIMULATOR:
         if len(array) < at + 4:
             raise IndexError(f"elements {at} to {at + 3} of {len(array)}")
         array[at : at + 4] = values
+
+    def shuffle_xor(value, mask):
+        thread = threading.current_thread()
+        return thread._manager.exchange(thread.thread_id, value, mask)
 
     # A copy is made as late as a GPU may make it, and until then its target holds NaN: a kernel
     # that does not wait, or that copies to what others still read, gives NaN.
@@ -227,6 +232,14 @@ else:
             return builder.fma(*args)
 
         return a(a, a, a), codegen
+
+    @cuda.jit(device=True)
+    def shuffle_xor(value, mask):
+        """Return the value of the thread whose number in the warp is this one's xor ``mask``.
+
+        All threads of the warp must take part.
+        """
+        return cuda.shfl_xor_sync(0xFFFFFFFF, value, mask)
 
     @intrinsic
     def load4(typingctx, array, at):
@@ -578,10 +591,10 @@ class _SimulatedBlock:
         self.function = function
         self.block_dim = block_dim
         self.block_state = np.zeros(block_dim, np.bool_)  # for syncthreads_count, _and, _or
-        self.condition = threading.Condition()
-        self.running = math.prod(block_dim)
-        self.waiting = 0
-        self.barriers_passed = 0
+        count = math.prod(block_dim)
+        self.barrier = _Barrier(count)
+        self.warps = [_Barrier(min(LANES, count - i)) for i in range(0, count, LANES)]
+        self.exchanged: dict[int, Any] = {}  # what threads of a warp show each other
         self.together = _has_barrier(function)
 
     def run(self, block_index: tuple, *args: Any) -> None:
@@ -614,24 +627,57 @@ class _SimulatedBlock:
             error.add_note(f"in thread {thread_index} of block {block_index}")
             raise
         finally:
-            with self.condition:
-                self.running -= 1
-                self.open_barrier_if_all_wait()
+            self.exchanged.pop(thread.thread_id, None)
+            self.warps[thread.thread_id // LANES].leave()
+            self.barrier.leave()
 
     def wait_for_block(self) -> None:
         """Wait at a barrier for all threads that have not returned."""
+        self.require_together()
+        self.barrier.wait()
+
+    def exchange(self, thread: int, value: Any, mask: int) -> Any:
+        """Show the warp's threads a value, and return that of thread number ``thread ^ mask``."""
+        self.require_together()
+        warp = self.warps[thread // LANES]
+        self.exchanged[thread] = value
+        warp.wait()
+        received = self.exchanged.get(thread ^ mask)
+        warp.wait()
+        if received is None or not 0 < mask < LANES:
+            raise RuntimeError(f"thread {thread} has no partner {thread ^ mask} in its warp")
+        return received
+
+    def require_together(self) -> None:
         if not self.together:
             raise RuntimeError("call a device function that has a barrier by its bare name")
-        with self.condition:
-            barrier = self.barriers_passed
-            self.waiting += 1
-            self.open_barrier_if_all_wait()
-            self.condition.wait_for(lambda: self.barriers_passed > barrier)
 
-    def open_barrier_if_all_wait(self) -> None:
+
+class _Barrier:
+    """Where a number of threads wait for each other, but for those that have left for good."""
+
+    def __init__(self, count: int):
+        self.condition = threading.Condition()
+        self.running = count
+        self.waiting = 0
+        self.times_passed = 0
+
+    def wait(self) -> None:
+        with self.condition:
+            passed = self.times_passed
+            self.waiting += 1
+            self.open_if_all_wait()
+            self.condition.wait_for(lambda: self.times_passed > passed)
+
+    def leave(self) -> None:
+        with self.condition:
+            self.running -= 1
+            self.open_if_all_wait()
+
+    def open_if_all_wait(self) -> None:
         if self.waiting == self.running:
             self.waiting = 0
-            self.barriers_passed += 1
+            self.times_passed += 1
             self.condition.notify_all()
 
 
@@ -643,7 +689,7 @@ def _pool() -> ThreadPoolExecutor:
 @cache
 def _has_barrier(function: Callable) -> bool:
     """Say whether a kernel, or a device function that it calls by name, waits for other threads."""
-    if any("sync" in name for name in function.__code__.co_names):
+    if any("sync" in name or "shuffle" in name for name in function.__code__.co_names):
         return True
     named = inspect.getclosurevars(function)
     callees = [*named.globals.values(), *named.nonlocals.values()]

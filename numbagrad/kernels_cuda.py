@@ -26,6 +26,7 @@ from . import formulas
 from .cuda_support import (
     ALIGNMENT,
     BLOCK,
+    LANES,
     SIMULATOR,
     TWO_BLOCKS,
     commit_copies,
@@ -42,6 +43,7 @@ from .cuda_support import (
     load4,
     log,
     pow,
+    shuffle_xor,
     sqrt,
     store4,
     tanh,
@@ -622,16 +624,57 @@ def gelu_backward(x, grad_out, out, stream):
 # Every reduction sees x as (outer, reduce, inner): the reduced axes lie together in the middle.
 
 CHAIN = 64  # longest chain of additions: in float32 a longer one would lose small addends
-FEW = 4 if SIMULATOR else CHAIN  # numbers that one thread adds up
-WARP = 32  # threads that read memory together
+WARPS = BLOCK // LANES  # in a block
+LONG_ROW = 32 * LANES  # longer ones are shared by a block of threads, shorter ones by a warp
 
 
 def _width(columns):
     """Return how many columns a block of a sum owns: a power of two, at most a warp."""
     width = 1
-    while width < columns and width < min(WARP, BLOCK):
+    while width < columns and width < min(LANES, BLOCK):
         width *= 2
     return width
+
+
+def _team(reduce, inner):
+    """Return how many threads share a reduction: a power of two up to a warp, or else a block.
+
+    Where elements of a row are not neighbours (inner > 1), those of neighbouring rows are: then
+    each thread has a row of its own.
+    """
+    if inner > 1:
+        return 1
+    if reduce > LONG_ROW:
+        return BLOCK
+    team = 1
+    while team < min(reduce, LANES):
+        team *= 2
+    return team
+
+
+@device
+def _row(reduce, inner, team, size):
+    """Return where this thread starts in its row, where the row stops, and the step between.
+
+    A row is what lies along r for one (o, i). A thread without a row has one of no elements.
+    """
+    j, lane = divmod(cuda.grid(1), team)
+    start = j // inner * reduce * inner + j % inner
+    stop = start + reduce * inner if start < size else start
+    return start + lane * inner, stop, team * inner
+
+
+@device
+def _sum_over_lanes(value, team):
+    """Return, to all threads of a team of at most a warp, the sum of their values.
+
+    Pairs are added, then pairs of pairs, and so on: all threads get the same bits.
+    """
+    step = 1
+    while step < team:
+        value += shuffle_xor(value, step)
+        step *= 2
+    return value
 
 
 @device
@@ -656,7 +699,7 @@ def _add_up(partial, total, width):
 def _sum_forward(x, reduce, inner, scale, pieces, width, out):
     """out[p, o, i] = scale sum_r x[o, r, i] over the rows r of piece p.
 
-    A block owns `width` neighbouring outputs of one `o`: `width` threads side by side read
+    A block owns `width` neighbouring outputs of one p and o: `width` threads side by side read
     neighbouring elements of a row, and the block's rows of threads share the additions.
     """
     partial = cuda.shared.array(BLOCK, x.dtype)
@@ -679,21 +722,23 @@ def _sum_forward(x, reduce, inner, scale, pieces, width, out):
 
 
 @cuda.jit
-def _sum_of_few(x, reduce, inner, scale, out):
-    """out[o, i] = scale sum_r x[o, r, i], for so few r that a thread adds them by itself."""
-    j = cuda.grid(1)
-    if j < out.size:
-        o, i = divmod(j, inner)
-        total = x.dtype.type(0)
-        for r in range(reduce):
-            total += x[(o * reduce + r) * inner + i]
+def _sum_rows(x, reduce, inner, team, scale, out):
+    """out[o, i] = scale sum_r x[o, r, i], where a team of threads, at most a warp, shares a row."""
+    start, stop, step = _row(reduce, inner, team, x.size)
+    total = x.dtype.type(0)
+    for at in range(start, stop, step):
+        total += x[at]
+    total = _sum_over_lanes(total, team)
+    j, lane = divmod(cuda.grid(1), team)
+    if lane == 0 and j < out.size:
         out[j] = scale * total
 
 
 def _launch_sum(x, reduce, inner, scale, pieces, out, stream):
-    """Start a thread per output where few elements go into it; else blocks that share them."""
-    if reduce <= FEW and pieces == 1:
-        _launch_flat(_sum_of_few, out.size, stream, x, reduce, inner, scale, out)
+    """Start a team per row where rows are short; else blocks that share them."""
+    team = _team(reduce, inner)
+    if pieces == 1 and (team <= LANES if inner == 1 else reduce <= CHAIN):
+        _launch_flat(_sum_rows, out.size * team, stream, x, reduce, inner, team, scale, out)
         return
     width = _width(inner)
     grid = out.size // max(inner, 1) * -(-inner // width)
@@ -2091,138 +2136,176 @@ def dropout_forward(x, seed, call, threshold, scale, first, out, mask, stream):
 
 # =================================================================== softmax
 #
-# x is (outer, reduce, inner), as in a reduction: one thread per (o, i) walks along r. The largest
-# element is taken off first, so that the largest exponential is 1 and nothing overflows.
+# x is (outer, reduce, inner), as in a reduction. A team of threads shares a row: one thread where
+# inner > 1, else up to a warp, or a block for a long row. The largest element is taken off first:
+# then the largest exponential is 1 and nothing overflows. All threads meet in `_team_sum`, those
+# without a row too.
 
 
 @device
-def _largest(x, start, count, step):
-    """Return max_r x[start + r step]."""
-    largest = x[start]
-    for r in range(1, count):
-        value = x[start + r * step]
-        largest = value if value > largest else largest
-    return largest
+def _team_sum(slots, value, team):
+    """Return, to all threads of a team, the sum of their values, added as a tree.
+
+    `slots` is shared memory, one number per warp.
+    """
+    value = _sum_over_lanes(value, min(team, LANES))
+    if team > LANES:
+        cuda.syncthreads()  # until nobody reads what was there
+        if cuda.threadIdx.x % LANES == 0:
+            slots[cuda.threadIdx.x // LANES] = value
+        cuda.syncthreads()
+        value = slots[0]
+        for warp in range(1, WARPS):
+            value += slots[warp]
+    return value
 
 
 @device
-def _sum_of_exponentials(x, start, count, step, shift):
-    """Return sum_r exp(x[start + r step] - shift)."""
+def _team_max(slots, value, team):
+    """Return, to all threads of a team, the largest of their values; any of them may be NaN."""
+    step = 1
+    while step < min(team, LANES):
+        value = _maximum(value, shuffle_xor(value, step))
+        step *= 2
+    if team > LANES:
+        cuda.syncthreads()  # until nobody reads what was there
+        if cuda.threadIdx.x % LANES == 0:
+            slots[cuda.threadIdx.x // LANES] = value
+        cuda.syncthreads()
+        value = slots[0]
+        for warp in range(1, WARPS):
+            value = _maximum(value, slots[warp])
+    return value
+
+
+@device
+def _largest(slots, x, start, stop, step, team):
+    """Return, to all threads of a team, the largest element of their row."""
+    largest = x.dtype.type(-math.inf)
+    for at in range(start, stop, step):
+        largest = x[at] if x[at] > largest else largest
+    return _team_max(slots, largest, team)
+
+
+@device
+def _sum_of_exponentials(slots, x, start, stop, step, team, shift):
+    """Return, to all threads of a team, the sum of exp(x - shift) over their row."""
     total = x.dtype.type(0)
-    for r in range(count):
-        total += exp(x[start + r * step] - shift)
-    return total
+    for at in range(start, stop, step):
+        total += exp(x[at] - shift)
+    return _team_sum(slots, total, team)
 
 
 @cuda.jit
-def _softmax_forward(x, reduce, inner, out):
+def _softmax_forward(x, reduce, inner, team, out):
     """out[o, r, i] = exp(x[o, r, i] - m) / sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
-    j = cuda.grid(1)
-    if j * reduce < out.size:
-        start = j // inner * reduce * inner + j % inner
-        largest = _largest(x, start, reduce, inner)
-        total = _sum_of_exponentials(x, start, reduce, inner, largest)
-        for r in range(reduce):
-            at = start + r * inner
-            out[at] = exp(x[at] - largest) / total
+    slots = cuda.shared.array(WARPS, x.dtype)
+    start, stop, step = _row(reduce, inner, team, out.size)
+    largest = _largest(slots, x, start, stop, step, team)
+    total = _sum_of_exponentials(slots, x, start, stop, step, team, largest)
+    for at in range(start, stop, step):
+        out[at] = exp(x[at] - largest) / total
 
 
 def softmax_forward(x, reduce, inner, out, stream):
-    """Start a thread per (o, i)."""
-    _launch_flat(_softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out)
+    """Start a team per row."""
+    team = _team(reduce, inner)
+    threads = out.size // max(reduce, 1) * team
+    _launch_flat(_softmax_forward, threads, stream, x, reduce, inner, team, out)
 
 
 @cuda.jit
-def _log_softmax_forward(x, reduce, inner, out):
+def _log_softmax_forward(x, reduce, inner, team, out):
     """out[o, r, i] = x[o, r, i] - m - ln sum_s exp(x[o, s, i] - m), with m = max_s x[o, s, i]."""
-    j = cuda.grid(1)
-    if j * reduce < out.size:
-        start = j // inner * reduce * inner + j % inner
-        largest = _largest(x, start, reduce, inner)
-        shift = log(_sum_of_exponentials(x, start, reduce, inner, largest))
-        for r in range(reduce):
-            at = start + r * inner
-            out[at] = x[at] - largest - shift
+    slots = cuda.shared.array(WARPS, x.dtype)
+    start, stop, step = _row(reduce, inner, team, out.size)
+    largest = _largest(slots, x, start, stop, step, team)
+    shift = log(_sum_of_exponentials(slots, x, start, stop, step, team, largest))
+    for at in range(start, stop, step):
+        out[at] = x[at] - largest - shift
 
 
 def log_softmax_forward(x, reduce, inner, out, stream):
-    """Start a thread per (o, i)."""
-    _launch_flat(_log_softmax_forward, out.size // max(reduce, 1), stream, x, reduce, inner, out)
+    """Start a team per row."""
+    team = _team(reduce, inner)
+    threads = out.size // max(reduce, 1) * team
+    _launch_flat(_log_softmax_forward, threads, stream, x, reduce, inner, team, out)
 
 
 @cuda.jit
-def _softmax_backward(y, grad_y, reduce, inner, out):
+def _softmax_backward(y, grad_y, reduce, inner, team, out):
     """out[o, r, i] = y[o, r, i] (grad_y[o, r, i] - sum_s grad_y[o, s, i] y[o, s, i])."""
-    j = cuda.grid(1)
-    if j * reduce < out.size:
-        start = j // inner * reduce * inner + j % inner
-        total = y.dtype.type(0)
-        for at in range(start, start + reduce * inner, inner):
-            total += grad_y[at] * y[at]
-        for at in range(start, start + reduce * inner, inner):
-            out[at] = y[at] * (grad_y[at] - total)
+    slots = cuda.shared.array(WARPS, y.dtype)
+    start, stop, step = _row(reduce, inner, team, out.size)
+    total = y.dtype.type(0)
+    for at in range(start, stop, step):
+        total += grad_y[at] * y[at]
+    total = _team_sum(slots, total, team)
+    for at in range(start, stop, step):
+        out[at] = y[at] * (grad_y[at] - total)
 
 
 def softmax_backward(y, grad_y, reduce, inner, out, stream):
-    """Start a thread per (o, i)."""
-    args = y, grad_y, reduce, inner, out
-    _launch_flat(_softmax_backward, out.size // max(reduce, 1), stream, *args)
+    """Start a team per row."""
+    team = _team(reduce, inner)
+    threads = out.size // max(reduce, 1) * team
+    _launch_flat(_softmax_backward, threads, stream, y, grad_y, reduce, inner, team, out)
 
 
 @cuda.jit
-def _log_softmax_backward(y, grad_y, reduce, inner, out):
+def _log_softmax_backward(y, grad_y, reduce, inner, team, out):
     """out[o, r, i] = grad_y[o, r, i] - exp(y[o, r, i]) sum_s grad_y[o, s, i]."""
-    j = cuda.grid(1)
-    if j * reduce < out.size:
-        start = j // inner * reduce * inner + j % inner
-        total = y.dtype.type(0)
-        for at in range(start, start + reduce * inner, inner):
-            total += grad_y[at]
-        for at in range(start, start + reduce * inner, inner):
-            out[at] = grad_y[at] - exp(y[at]) * total
+    slots = cuda.shared.array(WARPS, y.dtype)
+    start, stop, step = _row(reduce, inner, team, out.size)
+    total = y.dtype.type(0)
+    for at in range(start, stop, step):
+        total += grad_y[at]
+    total = _team_sum(slots, total, team)
+    for at in range(start, stop, step):
+        out[at] = grad_y[at] - exp(y[at]) * total
 
 
 def log_softmax_backward(y, grad_y, reduce, inner, out, stream):
-    """Start a thread per (o, i)."""
-    args = y, grad_y, reduce, inner, out
-    _launch_flat(_log_softmax_backward, out.size // max(reduce, 1), stream, *args)
+    """Start a team per row."""
+    team = _team(reduce, inner)
+    threads = out.size // max(reduce, 1) * team
+    _launch_flat(_log_softmax_backward, threads, stream, y, grad_y, reduce, inner, team, out)
 
 
 # ==================================================================== losses
 
 
 @cuda.jit
-def _softmax_cross_entropy_forward(logits, labels, loss, probs):
+def _softmax_cross_entropy_forward(logits, labels, team, loss, probs):
     """probs[n] = softmax(logits[n]);  loss[n] = -ln probs[n, labels[n]].
 
-    One thread per row. The loss is computed as ln sum_c exp(logits[n, c] - m) -
+    A team of threads shares a row. The loss is computed as ln sum_c exp(logits[n, c] - m) -
     (logits[n, labels[n]] - m), with m = max_c logits[n, c].
     """
-    n = cuda.grid(1)
-    rows, classes = logits.shape
-    if n < rows:
-        largest = logits[n, 0]
-        for c in range(1, classes):
-            largest = logits[n, c] if logits[n, c] > largest else largest
-        total = logits.dtype.type(0)
-        for c in range(classes):
-            value = exp(logits[n, c] - largest)
-            probs[n, c] = value
-            total += value
-        for c in range(classes):
-            probs[n, c] /= total
+    slots = cuda.shared.array(WARPS, logits.dtype)
+    rows, classes = loss.size, logits.size // loss.size
+    start, stop, step = _row(classes, 1, team, logits.size)
+    largest = _largest(slots, logits, start, stop, step, team)
+    total = _sum_of_exponentials(slots, logits, start, stop, step, team, largest)
+    for at in range(start, stop, step):
+        probs[at] = exp(logits[at] - largest) / total
+    n, lane = divmod(cuda.grid(1), team)
+    if lane == 0 and n < rows:
         label = labels[n]
         if 0 <= label < classes:
-            loss[n] = log(total) - (logits[n, label] - largest)
+            loss[n] = log(total) - (logits[n * classes + label] - largest)
         else:
             loss[n] = logits.dtype.type(0)
 
 
 def softmax_cross_entropy_forward(logits, labels, first, loss, probs, error, stream):
-    """Start one block to check the labels, then a thread per row."""
-    classes = logits.shape[1]
+    """Start one block to check the labels, then a team per row."""
+    rows, classes = logits.shape
     launch(_check_range, 1, BLOCK, stream, labels, 0, classes, first, error)
-    _launch_flat(_softmax_cross_entropy_forward, labels.size, stream, logits, labels, loss, probs)
+    team = _team(classes, 1)
+    flat_logits, flat_probs = (a.reshape((a.size,)) for a in (logits, probs))
+    args = flat_logits, labels, team, loss, flat_probs
+    _launch_flat(_softmax_cross_entropy_forward, rows * team, stream, *args)
 
 
 @cuda.jit
