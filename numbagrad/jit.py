@@ -123,7 +123,7 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> No
     except BaseException as error:
         with contextlib.suppress(OSError):  # what went wrong first is what to tell
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = os.fspath(path)  # a full disk does not say of which file
         raise
 
