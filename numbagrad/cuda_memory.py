@@ -219,7 +219,8 @@ class Memory:
         """Copy a NumPy array to the GPU; it may be changed once this returns."""
         out = self._new(layout_of(value.shape, value.dtype))
         if out.size:
-            self.upload(out, np.ascontiguousarray(value).ctypes.data)
+            host = np.ascontiguousarray(value)  # held until the driver has read it
+            self.upload(out, host.ctypes.data)
         return out
 
     def upload(self, target: DeviceArray, address: int) -> None:

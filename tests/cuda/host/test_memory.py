@@ -71,6 +71,8 @@ def test_host_arrays_in_any_layout(memory):
     host = np.arange(12.0).reshape(3, 4)
     for view in (host.T, host[:, ::2], np.broadcast_to(host[:, :1], (3, 5)), host[:, :, None]):
         np.testing.assert_array_equal(memory.to_host(memory.from_host(view)), view)
+    large = np.arange(2_000_000.0)[::2]  # a copy of it that has gone is given back to the system
+    np.testing.assert_array_equal(memory.to_host(memory.from_host(large)), large)
 
 
 def test_other_threads_can_use_the_gpu(memory):
