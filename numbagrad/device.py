@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from . import kernels_cpu
-from .errors import DeviceError, nearest
+from .errors import DeviceError, DTypeError, nearest
 from .memory import MemorySummary
 
 DEVICES = ("cpu", "cuda")
@@ -292,7 +292,10 @@ class CPU:
     @staticmethod
     def adopt(x: Any, copy: bool | None = None) -> np.ndarray:
         """Return another library's array as a buffer: in the same memory, or copied if it must."""
-        host = np.from_dlpack(x)
+        try:
+            host = np.from_dlpack(x)
+        except RuntimeError as error:  # bfloat16 and others
+            raise DTypeError(f"from_dlpack: NumPy cannot hold it ({error}): convert it") from None
         fits = host.flags.c_contiguous and host.flags.aligned
         if not fits and copy is False:
             raise BufferError("from_dlpack: the array is not C-contiguous: copy=None copies it")

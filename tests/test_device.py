@@ -196,12 +196,23 @@ def test_memory_of_another_library_is_taken_over():
     np.testing.assert_array_equal(ng.from_dlpack(ng.asarray(theirs)).numpy(), theirs)
 
 
+class Bfloat16:
+    """An array of another library, of a dtype that NumPy does not know."""
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self, **options):
+        raise RuntimeError("Unsupported dtype in DLTensor.")
+
+
 @pytest.mark.parametrize(
     ("x", "options", "error", "message"),
     [
         (np.ones((2, 3)).T, {"copy": False}, BufferError, "not C-contiguous"),
         (np.ones(3), {"device": "cuda"}, ng.errors.DeviceError, "cuda"),
         (np.ones(3, np.complex64), {}, ng.errors.DTypeError, "complex64"),
+        (Bfloat16(), {}, ng.errors.DTypeError, "NumPy cannot hold it"),
         ([1.0], {}, TypeError, "list has neither __dlpack__"),
         (
             SimpleNamespace(__dlpack_device__=lambda: (10, 0)),
